@@ -1,0 +1,16 @@
+"""The one exception that callers need to know."""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["HatlibError", "near_names"]
+
+
+class HatlibError(ValueError):
+    """Input that hatlib can't work with; the message is one sentence that says what to do about it."""
+
+
+def near_names(name: str, known: Iterable[str], n: int = 5) -> str:
+    """A phrase for error messages: the `n` known names nearest to `name`, or an empty string if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=n, cutoff=0.5)
+    return f" Did you mean {', '.join(near)}?" if near else ""

@@ -1,0 +1,155 @@
+"""The blocks alone: shapes, meaning, and their use in a stranger's network."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hatlib import HatlibError, blocks
+from hatlib.blocks.window import shifted_window_regions, window_kinds
+
+
+def test_window_partition_and_back():
+    x = torch.rand(2, 12, 8, 5)
+    windows = blocks.window_partition(x, 4)
+    assert windows.shape == (2 * 3 * 2, 16, 5)
+    assert torch.equal(windows[1], x[0, :4, 4:].flatten(0, 1))
+    assert torch.equal(blocks.window_reverse(windows, 4, 12, 8), x)
+
+
+def test_overlap_windows_surround_their_window():
+    x = torch.rand(1, 8, 12, 3)
+    windows = blocks.overlap_window_partition(x, 4, 6).view(2, 3, 6, 6, 3)
+    assert torch.equal(windows[0, 1, 1:, :], x[0, :5, 3:9])  # row 0 lies above the image
+    assert windows[0, 1, 0].eq(0).all()
+    assert torch.equal(windows[:, :, 1:5, 1:5].flatten(0, 1).flatten(1, 2), blocks.window_partition(x, 4))
+
+
+def test_relative_position_index_against_its_definition():
+    index, w = blocks.relative_position_index(3), 3
+    for q in range(9):
+        for k in range(9):
+            dy, dx = q // w - k // w, q % w - k % w
+            assert index[q, k] == (dy + w - 1) * (2 * w - 1) + dx + w - 1
+
+
+@pytest.mark.parametrize("window, overlap", [(4, 6), (8, 8), (16, 24)])
+def test_overlap_index_is_one_row_for_each_offset(window, overlap):
+    index = blocks.overlap_relative_position_index(window, overlap)
+    assert index.shape == (window**2, overlap**2)
+    assert index.min() >= 0 and index.max() < (window + overlap - 1) ** 2
+    q, k = torch.arange(window**2), torch.arange(overlap**2)
+    offset = (k // overlap - (q // window)[:, None]) * 1000 + k % overlap - (q % window)[:, None]
+    assert len(torch.unique(torch.stack([offset.flatten(), index.flatten()], 1), dim=0)) == len(offset.unique())
+
+
+def test_shifted_windows_separate_what_the_roll_joined():
+    """Two tokens of a shifted window may meet exactly if no wrap of the map lies between them."""
+    w, s, rows, columns = 4, 2, 3, 2
+    y, x = torch.meshgrid(torch.arange(rows * w), torch.arange(columns * w), indexing="ij")
+    wrapped = (y < s).int() * 2 + (x < s).int()  # these came from the other side
+    rolled = blocks.window_partition(wrapped.roll((-s, -s), (0, 1))[None, :, :, None], w).squeeze(-1)
+    expected = rolled[:, :, None] == rolled[:, None, :]
+    regions = shifted_window_regions(w, s)[window_kinds(rows, columns).flatten()]
+    assert torch.equal(regions[:, :, None] == regions[:, None, :], expected)
+
+
+def test_attend_against_its_formula():
+    q, k, v = torch.rand(4, 2, 9, 5), torch.rand(4, 2, 12, 5), torch.rand(4, 2, 12, 5)
+    bias, kinds = torch.randn(4, 2, 9, 12), torch.tensor([[0, 3]])
+    expected = (q @ k.mT / math.sqrt(5) + bias[[0, 3, 0, 3]]).softmax(-1) @ v
+    assert torch.allclose(blocks.attend(q, k, v, bias, kinds=kinds), expected, atol=1e-6)
+    expected = (q @ k.mT * 0.7 + bias[1]).softmax(-1) @ v
+    assert torch.allclose(blocks.attend(q, k, v, bias[1], scale=0.7), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        blocks.WindowAttention(24, 8, 2),
+        blocks.WindowAttention(24, 8, 3, shift_size=4),
+        blocks.OverlapCrossAttention(24, 8, 0.5, 2),
+        blocks.HAB(24, 2, window_size=8, squeeze_factor=4),
+        blocks.OCAB(24, 8, 0.5, 2),
+        blocks.RHAG(24, 2, 2, window_size=8, squeeze_factor=4),
+    ],
+    ids=lambda b: type(b).__name__,
+)
+def test_window_blocks_keep_the_shape(block):
+    x = torch.rand(2, 16, 8, 24, requires_grad=True)
+    y = block(x)
+    y.sum().backward()
+    assert y.shape == x.shape and x.grad.isfinite().all()
+    with pytest.raises(HatlibError, match="multiples of 8"):
+        block(torch.rand(1, 12, 8, 24))
+
+
+@pytest.mark.parametrize("block", [blocks.CAB(24, 3, 4), blocks.ChannelAttention(24, 4)])
+def test_channel_blocks_keep_the_shape(block):
+    assert block(torch.rand(2, 24, 5, 7)).shape == (2, 24, 5, 7)
+
+
+def test_channel_attention_is_global():
+    block = blocks.ChannelAttention(8, 2)
+    x = torch.rand(1, 8, 6, 6)
+    changed = x.clone()
+    changed[:, :, 0, 0] += 5
+    assert not torch.equal(block(x)[:, :, -1, -1], block(changed)[:, :, -1, -1])
+
+
+@pytest.mark.parametrize(
+    "upsampler, scale",
+    [(u, s) for u in ("pixelshuffle", "pixelshuffledirect") for s in (1, 2, 3, 4, 8)] + [("nearest+conv", 4), ("", 1)],
+)
+def test_heads_give_the_scale(upsampler, scale):
+    head = blocks.create_head(upsampler, 12, 3, scale, 8)
+    assert head(torch.rand(2, 12, 5, 6)).shape == (2, 3, 5 * scale, 6 * scale)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 16), (17, 5)])
+def test_pad_to_multiple_reflects_where_it_can(size):
+    x = torch.rand(1, 2, *size)
+    padded = blocks.pad_to_multiple(x, 8)
+    assert padded.shape[2] % 8 == padded.shape[3] % 8 == 0
+    assert torch.equal(padded[:, :, : size[0], : size[1]], x)
+    if size == (17, 5):
+        assert torch.equal(padded, F.pad(F.pad(x, (0, 3, 0, 0), "reflect"), (0, 0, 0, 7), "reflect"))
+
+
+def test_a_network_of_ones_own():
+    """The README's example: a new restoration network from the blocks, which learns."""
+
+    class MyNet(nn.Module):
+        def __init__(self, dim=32, scale=2):
+            super().__init__()
+            self.stem = nn.Conv2d(3, dim, 3, padding=1)
+            self.local = blocks.CAB(dim, compress_ratio=2, squeeze_factor=8)
+            self.body = nn.Sequential(
+                blocks.HAB(dim, num_heads=2, window_size=8, squeeze_factor=8),
+                blocks.HAB(dim, num_heads=2, window_size=8, shift_size=4, squeeze_factor=8),
+                blocks.OCAB(dim, window_size=8, overlap_ratio=0.5, num_heads=2),
+            )
+            self.head = blocks.PixelShuffleHead(dim, out_chans=3, scale=scale, num_feat=16)
+
+        def forward(self, x):
+            height, width = x.shape[-2:]
+            x = self.stem(blocks.pad_to_multiple(x, 8))
+            x = x + self.local(x)
+            x = x + self.body(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            return self.head(x)[:, :, : 2 * height, : 2 * width]
+
+    torch.manual_seed(0)
+    net = MyNet()
+    hr = F.interpolate(torch.rand(4, 3, 7, 5), scale_factor=6, mode="bicubic")
+    lr = F.avg_pool2d(hr, 2)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    losses = []
+    for _ in range(12):
+        loss = F.l1_loss(net(lr), hr)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
