@@ -1,0 +1,6 @@
+"""The networks, one file a family."""
+
+from hatlib.models._base import RestorationModel, build_model
+from hatlib.models.hat import HAT
+
+__all__ = ["HAT", "RestorationModel", "build_model"]

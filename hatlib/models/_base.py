@@ -1,0 +1,308 @@
+"""What all restoration networks share: normalise, pad, trunk, head, crop; and timm's protocol for them."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.models import build_model_with_cfg
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from hatlib.blocks import create_head, pad_to_multiple
+from hatlib.checkpoint import sha256, unwrap_state_dict
+from hatlib.errors import HatlibError, near_names
+from hatlib.registry import Weights, list_models, model_info
+
+__all__ = ["RestorationModel", "build_model"]
+
+# What timm passes to every model and a network without classes has no use for.
+_CLASSIFIER_OPTIONS = ("num_classes", "global_pool")
+_TIMM_OPTIONS = {
+    *_CLASSIFIER_OPTIONS,
+    *inspect.signature(build_model_with_cfg).parameters,
+    "features_only",
+    "out_indices",
+    "feature_cls",
+}
+RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, as in the published configurations
+
+
+class RestorationModel(nn.Module):
+    """A network that maps images to images: (B, in_chans, H, W) -> (B, out_chans, upscale * H, upscale * W).
+
+    Images are float RGB in [0, 1], of any height and width from 1 up; the output is not clamped.
+
+    A subclass builds `conv_first`, `layers` (the groups), `conv_after_body` and the head (`reset_upsampler`), and says
+    in `to_trunk` and `from_trunk` what layout its groups work in.
+
+    Args:
+        upscale: output size over input size.
+        in_chans: channels of the input.
+        out_chans: channels of the output; as many as the input if None.
+        img_range: factor by which the image is multiplied inside.
+        mean: subtracted from the input and added to the output, one value a channel; by default DIV2K's mean for
+            three channels and zero for others. Nothing is added where `out_chans` differs from `in_chans`.
+        multiple: the trunk takes sides that are a multiple of this.
+    """
+
+    num_classes = 0  # timm asks every model
+    grad_checkpointing = False
+
+    def __init__(
+        self,
+        *,
+        upscale: int,
+        in_chans: int,
+        out_chans: int | None,
+        img_range: float,
+        mean: Sequence[float] | None,
+        multiple: int,
+    ):
+        super().__init__()
+        if in_chans < 1 or (out_chans is not None and out_chans < 1):
+            raise HatlibError(f"in_chans={in_chans} and out_chans={out_chans} must be 1 or more.")
+        if not isinstance(upscale, int) or upscale < 1:
+            raise HatlibError(f"upscale={upscale!r} must be a whole number, 1 or more.")
+        if mean is None:
+            mean = RGB_MEAN if in_chans == 3 else (0.0,) * in_chans
+        if len(mean) != in_chans:
+            raise HatlibError(f"mean has {len(mean)} values for in_chans={in_chans} channels; give one a channel.")
+        self.upscale = upscale
+        self.in_chans = in_chans
+        self.out_chans = out_chans or in_chans
+        self.img_range = img_range
+        self.mean_values = tuple(float(value) for value in mean)
+        self.multiple = multiple
+        self.init_non_persistent_buffers()
+
+    def init_non_persistent_buffers(self) -> None:
+        """Computes the buffers that no checkpoint holds (the hook that timm and transformers call)."""
+        parameter = next(self.parameters(), torch.empty(0))
+        mean = torch.tensor(self.mean_values, device=parameter.device, dtype=parameter.dtype)
+        self.register_buffer("mean", mean.view(1, -1, 1, 1), persistent=False)
+
+    # What a subclass adds.
+
+    def to_trunk(self, x: Tensor) -> Tensor:
+        """From the first convolution's (B, C, H, W) to what the groups take."""
+        return x
+
+    def from_trunk(self, x: Tensor) -> Tensor:
+        """From what the groups give to (B, C, H, W), normalised as the end of the trunk is."""
+        return x
+
+    def group_output(self, x: Tensor) -> Tensor:
+        """From what one group gives to (B, C, H, W), for `forward_intermediates`."""
+        return x
+
+    @classmethod
+    def convert_state_dict(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Published key layouts of the family to ours."""
+        return state_dict
+
+    # The way of an image.
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        x = self.prepare(x)
+        out = self.forward_head(self.trunk(x))
+        if self.head_type.residual and self.in_chans == self.out_chans:
+            out = out + x
+        out = out / self.img_range
+        if self.in_chans == self.out_chans:
+            out = out + self.mean
+        return crop(out, height * self.upscale, width * self.upscale)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Checks, pads and normalises an image (B, in_chans, H, W)."""
+        if not torch.compiler.is_compiling():
+            if x.ndim != 4 or x.shape[1] != self.in_chans or 0 in x.shape:
+                raise HatlibError(
+                    f"The model takes images (B, {self.in_chans}, H, W) H, W of 1 or more, not {tuple(x.shape)}."
+                )
+            if not x.is_floating_point():
+                raise HatlibError(f"The model takes float images in [0, 1], not {x.dtype}; convert and divide first.")
+        x = pad_to_multiple(x, self.multiple)
+        x = (x - self.mean) * self.img_range
+        # Channels last all the way: the groups of window attention then work on the same memory without a copy. A
+        # traced graph finds its own layout, and asking for one would tie it to sizes.
+        return x if torch.compiler.is_compiling() else x.contiguous(memory_format=torch.channels_last)
+
+    def trunk(
+        self, x: Tensor, intermediates: dict[int, Tensor | None] | None = None, stop_early: bool = False
+    ) -> Tensor:
+        """Deep features of a prepared image, (B, C, H, W); fills the groups' outputs into `intermediates`."""
+        shallow = self.conv_first(x)
+        x = self.to_trunk(shallow)
+        for i, group in enumerate(self.layers):
+            x = group(x)
+            if intermediates is not None and i in intermediates:
+                intermediates[i] = self.group_output(x)
+                if stop_early and i == max(intermediates):
+                    return intermediates[i]
+        return self.conv_after_body(self.from_trunk(x)) + shallow
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Features before the head: (B, in_chans, H, W) -> (B, num_features, H, W)."""
+        height, width = x.shape[-2:]
+        return crop(self.trunk(self.prepare(x)), height, width)
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """From features to the image, still normalised: (B, num_features, H, W) -> (B, out_chans, s * H, s * W)."""
+        # The head's layers are children of the model, under their published names; its class says how they follow.
+        return self.head_type.forward(self, x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The outputs of the groups, each (B, num_features, H, W) at input size, as timm's protocol has it.
+
+        Args:
+            x: image, (B, in_chans, H, W).
+            indices: the last n groups if a number, all if None, or the groups to take.
+            norm: apply the trunk's last norm to each.
+            stop_early: leave out the groups after the last one taken; implies `intermediates_only`.
+            output_fmt: 'NCHW' or 'NHWC'.
+            intermediates_only: give the list alone, without the features.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise HatlibError(f"output_fmt={output_fmt!r} is not known; it is 'NCHW' or 'NHWC'.")
+        height, width = x.shape[-2:]
+        taken, _ = feature_take_indices(len(self.layers), indices)
+        outputs: dict[int, Tensor | None] = dict.fromkeys(sorted(taken))
+        features = self.trunk(self.prepare(x), outputs, stop_early)[:, :, :height, :width]
+        maps = [outputs[i][:, :, :height, :width] for i in outputs]
+        if norm and isinstance(getattr(self, "norm", None), nn.Module):
+            maps = [self.norm(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for y in maps]
+        if output_fmt == "NHWC":
+            maps = [y.permute(0, 2, 3, 1) for y in maps]
+        return maps if intermediates_only or stop_early else (features, maps)
+
+    # timm's protocol, where it is about structure.
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """One entry a group, for timm's `features_only`."""
+        return [dict(num_chs=self.num_features, reduction=1, module=f"layers.{i}") for i in range(len(self.layers))]
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drops the groups after the last one in `indices`, and the head: what `forward_intermediates` can spare."""
+        taken, last = feature_take_indices(len(self.layers), indices)
+        self.layers = self.layers[: last + 1]
+        if prune_norm and hasattr(self, "norm"):
+            self.norm = nn.Identity()
+        if prune_head:
+            self._remove_head()
+        return taken
+
+    def reset_upsampler(self, scale: int, upsampler: str | None = None) -> None:
+        """Gives the network a new, untrained head.
+
+        Args:
+            scale: the new output size over input size.
+            upsampler: kind of head, see `hatlib.blocks.create_head`; the present one if None.
+        """
+        upsampler = self.upsampler if upsampler is None else upsampler
+        head = create_head(upsampler, self.num_features, self.out_chans, scale, self.num_feat)
+        weight = self.conv_first.weight
+        self._remove_head()
+        for name, child in head.named_children():
+            self.add_module(name, child.to(weight.device, weight.dtype))
+        self.head_type, self.upsampler, self.upscale = type(head), upsampler, scale
+
+    def get_head(self) -> nn.ModuleDict:
+        """The layers of the head, by name."""
+        return nn.ModuleDict({name: getattr(self, name) for name in self._head_names()})
+
+    def _head_names(self) -> list[str]:
+        names = [name for name, _ in self.named_children()]
+        return [n for n in names if n in ("conv_before_upsample", "upsample", "conv_hr", "conv_last") or "conv_up" in n]
+
+    def _remove_head(self) -> None:
+        for name in self._head_names():
+            delattr(self, name)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades time for memory in training: each block's activations are computed again in the backward pass."""
+        for module in self.modules():
+            if hasattr(module, "grad_checkpointing"):
+                module.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that weight decay should leave alone (beside biases and norms)."""
+        return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that divide the parameters into stem, groups (or blocks) and head, for layer-wise learning rates."""
+        block = r"^layers\.(\d+)\.residual_group\.blocks\.(\d+)"
+        blocks = [(r"^layers\.(\d+)", None)] if coarse else [(block, None), (r"^layers\.(\d+)", (98,))]
+        # What matches nothing, the head, counts as the last group.
+        return dict(stem=r"^(?:conv_first|patch_embed)\b", blocks=[*blocks, (r"^(?:norm|conv_after_body)\b", (99999,))])
+
+
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """The top left of (B, C, H, W)."""
+    if not torch.compiler.is_compiling():
+        return x[:, :, :height, :width]
+    # By index, because a slice ties the graph to whether anything is cut off.
+    x = x.index_select(2, torch.arange(height, device=x.device))
+    return x.index_select(3, torch.arange(width, device=x.device))
+
+
+def build_model(cls: type[RestorationModel], arch: str, pretrained: bool = False, **kwargs: Any) -> RestorationModel:
+    """Builds a registered arch as timm does, with weights that were verified first. Entry points call it.
+
+    Args:
+        cls: the class.
+        arch: registered name.
+        pretrained: load the published weights, those of the tag that `pretrained_cfg` names or the default ones.
+        **kwargs: constructor arguments, and those of timm's `build_model_with_cfg`.
+
+    Raises:
+        HatlibError: if `upscale` contradicts the name, there are no such weights, or the file is not what it should be.
+    """
+    scale = model_info(arch).scale
+    if kwargs.setdefault("upscale", scale) != scale:
+        others = list_models(f"{arch.rpartition('_x')[0]}_x*")
+        raise HatlibError(
+            f"{arch} has scale {scale}, but upscale={kwargs['upscale']} was asked for; take one of {', '.join(others)}."
+        )
+    known = inspect.signature(cls).parameters.keys() | _TIMM_OPTIONS
+    for option in kwargs.keys() - known:
+        raise HatlibError(f"{arch} has no option {option!r}.{near_names(option, known)}")
+    overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
+    cfg = kwargs.get("pretrained_cfg")
+    if cfg is None or isinstance(cfg, str):
+        info = model_info(f"{arch}.{cfg}" if cfg else arch)
+        if pretrained and not overlay.keys() & {"file", "url", "hf_hub_id", "state_dict"}:
+            overlay["file"] = _verified_file(info.weights, arch)
+    return build_model_with_cfg(
+        cls,
+        arch,
+        pretrained,
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=lambda state_dict, model: model.convert_state_dict(unwrap_state_dict(state_dict)),
+        feature_cfg=dict(feature_cls="getter", out_indices=None),
+        kwargs_filter=_CLASSIFIER_OPTIONS,
+        **kwargs,
+    )
+
+
+def _verified_file(weights: Weights | None, arch: str) -> str:
+    """Path of a weight file whose bytes are those that were published."""
+    if weights is None or weights.packaged_path is None:
+        known = ", ".join(list_models(pretrained=True))
+        raise HatlibError(f"There are no pretrained weights for {arch}; there are for {known}.")
+    path = weights.packaged_path
+    if sha256(path) != weights.sha256:
+        raise HatlibError(f"{path!r} is not the file that was published (its SHA-256 differs); install hatlib again.")
+    return path

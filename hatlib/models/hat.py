@@ -1,0 +1,206 @@
+"""HAT, the Hybrid Attention Transformer (arXiv 2205.04437, CVPR 2023; journal version arXiv 2309.05239).
+
+A shallow convolution, residual hybrid attention groups, a convolution with a skip around the groups, and a head.
+Parameter names are the published ones.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from hatlib.blocks import RHAG, residual_conv
+from hatlib.errors import HatlibError
+from hatlib.models._base import RestorationModel, build_model
+from hatlib.registry import Weights, register_model
+
+__all__ = ["HAT"]
+
+
+class PatchEmbed(nn.Module):
+    """(B, C, H, W) -> (B, H, W, C), normalised. One patch is one pixel."""
+
+    def __init__(self, dim: int, norm_layer: Callable[..., nn.Module] | None):
+        super().__init__()
+        self.norm = norm_layer(dim) if norm_layer else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.permute(0, 2, 3, 1))
+
+
+class HAT(RestorationModel):
+    """Hybrid Attention Transformer: (B, in_chans, H, W) -> (B, out_chans, upscale * H, upscale * W).
+
+    Float RGB in [0, 1], any H and W from 1 up; the output is not clamped. The arguments are those of the published
+    configurations, so a BasicSR `network_g` section (without its `type`) can be passed as it is.
+
+    Args:
+        upscale: 1, 2, 3, 4, 8, ... (what the upsampler knows).
+        in_chans: channels of the input.
+        out_chans: channels of the output; as many as the input if None.
+        embed_dim: channels C of the trunk.
+        depths: HABs of each group.
+        num_heads: attention heads of each group.
+        window_size: side of the window; images are padded to a multiple of it.
+        compress_ratio: the paper's beta, bottleneck of the CAB.
+        squeeze_factor: reduction of the channel attention.
+        conv_scale: the paper's alpha, weight of the CAB.
+        overlap_ratio: the paper's gamma, how much wider the key/value windows of the OCAB are.
+        mlp_ratio: width of the MLPs over C.
+        qkv_bias: whether queries, keys and values have a bias.
+        qk_scale: factor of the attention logits; head width ** -0.5 if None.
+        drop_rate: dropout of features, in the MLPs and after attention.
+        attn_drop_rate: dropout of attention weights in the HABs.
+        drop_path_rate: stochastic depth of the last HAB; rises linearly from 0 over all HABs.
+        norm_layer: called with C.
+        patch_norm: whether the shallow features are normalised before the first group.
+        img_range: factor by which the image is multiplied inside.
+        mean: subtracted before and added after; DIV2K's RGB mean for three channels, else 0, if None.
+        upsampler: kind of head, see `hatlib.blocks.create_head`.
+        resi_connection: convolution before each skip, '1conv', '3conv' or 'identity'.
+        num_feat: channels of the head.
+        use_checkpoint: the same as `set_grad_checkpointing()`.
+        ape: absolute position embedding; refused, since it ties the network to one input size.
+        img_size: accepted and without effect: no part of the network depends on a size.
+        patch_size: 1 is the only one.
+
+    Raises:
+        HatlibError: for arguments that don't go together.
+    """
+
+    def __init__(
+        self,
+        upscale: int = 4,
+        in_chans: int = 3,
+        out_chans: int | None = None,
+        embed_dim: int = 180,
+        depths: Sequence[int] = (6, 6, 6, 6, 6, 6),
+        num_heads: Sequence[int] = (6, 6, 6, 6, 6, 6),
+        window_size: int = 16,
+        compress_ratio: float = 3,
+        squeeze_factor: float = 30,
+        conv_scale: float = 0.01,
+        overlap_ratio: float = 0.5,
+        mlp_ratio: float = 2.0,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        norm_layer: Callable[..., nn.Module] = nn.LayerNorm,
+        patch_norm: bool = True,
+        img_range: float = 1.0,
+        mean: Sequence[float] | None = None,
+        upsampler: str = "pixelshuffle",
+        resi_connection: str = "1conv",
+        num_feat: int = 64,
+        use_checkpoint: bool = False,
+        ape: bool = False,
+        img_size: int | Sequence[int] | None = None,
+        patch_size: int = 1,
+    ):
+        super().__init__(
+            upscale=upscale,
+            in_chans=in_chans,
+            out_chans=out_chans,
+            img_range=img_range,
+            mean=mean,
+            multiple=window_size,
+        )
+        if ape:
+            raise HatlibError("ape=True ties the network to one input size and no published HAT has it; leave it out.")
+        if patch_size != 1:
+            raise HatlibError(f"HAT works on single pixels: patch_size must be 1, not {patch_size}.")
+        if len(depths) != len(num_heads):
+            raise HatlibError(f"depths has {len(depths)} groups and num_heads {len(num_heads)}; they must agree.")
+        self.window_size = window_size
+        self.num_features = self.embed_dim = embed_dim
+        self.head_hidden_size = self.num_feat = num_feat
+        self.upsampler = upsampler
+
+        self.conv_first = nn.Conv2d(in_chans, embed_dim, 3, 1, 1)
+        self.patch_embed = PatchEmbed(embed_dim, norm_layer if patch_norm else None)
+        self.pos_drop = nn.Dropout(drop_rate)
+        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+        self.layers = nn.ModuleList(
+            RHAG(
+                embed_dim,
+                depth,
+                heads,
+                window_size,
+                compress_ratio,
+                squeeze_factor,
+                conv_scale,
+                overlap_ratio,
+                mlp_ratio,
+                qkv_bias,
+                qk_scale,
+                drop_rate,
+                attn_drop_rate,
+                [next(rates) for _ in range(depth)],
+                norm_layer,
+                resi_connection,
+            )
+            for depth, heads in zip(depths, num_heads, strict=True)
+        )
+        self.norm = norm_layer(embed_dim)
+        self.conv_after_body = residual_conv(embed_dim, resi_connection)
+        self.reset_upsampler(upscale)
+        self.init_weights()
+        self.set_grad_checkpointing(use_checkpoint)
+
+    def init_weights(self) -> None:
+        """Linear layers from a truncated normal of 0.02; convolutions and norms as PyTorch has them."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def to_trunk(self, x: Tensor) -> Tensor:
+        return self.pos_drop(self.patch_embed(x))
+
+    def from_trunk(self, x: Tensor) -> Tensor:
+        return self.norm(x).permute(0, 3, 1, 2)
+
+    def group_output(self, x: Tensor) -> Tensor:
+        return x.permute(0, 3, 1, 2)
+
+    @classmethod
+    def convert_state_dict(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Drops what published files hold beside weights: index and mask buffers, which are computed here."""
+        derived = ("relative_position_index_SA", "relative_position_index_OCA", "relative_position_index", "attn_mask")
+        return {name: value for name, value in state_dict.items() if name.rpartition(".")[2] not in derived}
+
+
+# The published sizes (journal version, table 2), and a tiny one of ours that a laptop can train and run.
+_SIZES: dict[str, dict[str, Any]] = {
+    "hat_t": dict(embed_dim=48, depths=(3, 3), num_heads=(2, 2), compress_ratio=3, squeeze_factor=12, num_feat=32),
+    "hat_s": dict(embed_dim=144, depths=(6,) * 6, num_heads=(6,) * 6, compress_ratio=24, squeeze_factor=24),
+    "hat": dict(embed_dim=180, depths=(6,) * 6, num_heads=(6,) * 6, compress_ratio=3, squeeze_factor=30),
+    "hat_l": dict(embed_dim=180, depths=(6,) * 12, num_heads=(6,) * 12, compress_ratio=3, squeeze_factor=30),
+}
+_SCALES = {"hat_t": (2, 4), "hat_s": (1, 2, 3, 4, 8), "hat": (1, 2, 3, 4, 8), "hat_l": (1, 2, 3, 4, 8)}
+
+pretrained: dict[str, Weights] = {}
+
+# What shrinks any of the models above for tests that go through the whole registry.
+tiny_overrides: dict[str, Any] = dict(
+    embed_dim=12, depths=(2, 2), num_heads=(2, 2), window_size=8, squeeze_factor=4, compress_ratio=3, num_feat=8
+)
+
+
+def _register(size: str, scale: int) -> Callable[..., HAT]:
+    def entry_point(pretrained: bool = False, **kwargs: Any) -> HAT:
+        return build_model(HAT, f"{size}_x{scale}", pretrained, **{**_SIZES[size], **kwargs})
+
+    entry_point.__name__ = entry_point.__qualname__ = f"{size}_x{scale}"
+    entry_point.__doc__ = f"{size.upper().replace('_', '-')} at x{scale}; `**kwargs` go to `HAT`."
+    return register_model(entry_point)
+
+
+for _size, _scales in _SCALES.items():
+    for _scale in _scales:
+        globals()[f"{_size}_x{_scale}"] = _register(_size, _scale)

@@ -1,0 +1,44 @@
+"""What several tests need: shrunk models and random weights."""
+
+import sys
+
+import pytest
+import torch
+
+import hatlib
+
+
+def tiny_overrides(arch: str) -> dict:
+    """Constructor arguments that shrink a registered arch for tests, as its family declares them."""
+    return dict(sys.modules[hatlib.model_info(arch).module].tiny_overrides)
+
+
+def randomise(model: torch.nn.Module, seed: int = 0, std: float = 0.05) -> torch.nn.Module:
+    """Moves all parameters away from their initial values, so that no branch hides behind a zero or a one."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += std * torch.randn(parameter.shape, generator=generator).to(parameter)
+    return model
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.fixture(params=hatlib.list_models())
+def arch(request) -> str:
+    """Each registered arch."""
+    return request.param
+
+
+@pytest.fixture
+def tiny(arch) -> torch.nn.Module:
+    """Each registered arch, shrunk, with random weights, in eval mode."""
+    return randomise(hatlib.create_model(arch, **tiny_overrides(arch))).eval()
+
+
+@pytest.fixture
+def tiny_hat() -> torch.nn.Module:
+    """A small x2 HAT with random weights, in eval mode."""
+    return randomise(hatlib.create_model("hat_s_x2", **tiny_overrides("hat_s_x2"))).eval()

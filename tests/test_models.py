@@ -1,0 +1,280 @@
+"""What every registered model does, on shrunk models."""
+
+import pytest
+import timm
+import torch
+from conftest import randomise, relative_error, tiny_overrides
+
+import hatlib
+from hatlib import HatlibError
+from hatlib.models import HAT
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (8, 8), (15, 17), (16, 16), (33, 64)], ids=str)
+def test_any_size(tiny, size):
+    with torch.inference_mode():
+        out = tiny(torch.rand(2, 3, *size))
+    assert out.shape == (2, 3, size[0] * tiny.upscale, size[1] * tiny.upscale)
+    assert out.isfinite().all()
+
+
+def test_images_of_a_batch_do_not_mix(tiny):
+    x = torch.rand(3, 3, 9, 20)
+    with torch.inference_mode():
+        assert relative_error(tiny(x)[1:2], tiny(x[1:2])) < 1e-5
+
+
+def test_any_channels(arch):
+    model = hatlib.create_model(arch, in_chans=4, out_chans=2, **tiny_overrides(arch)).eval()
+    with torch.inference_mode():
+        assert model(torch.rand(1, 4, 9, 10)).shape == (1, 2, 9 * model.upscale, 10 * model.upscale)
+
+
+def test_scale_is_that_of_the_name(arch):
+    info = hatlib.model_info(arch)
+    assert arch.endswith(f"_x{info.scale}")
+    with pytest.raises(HatlibError, match=f"scale {info.scale}, but upscale=5"):
+        hatlib.create_model(arch, upscale=5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_whole_model_in_another_dtype(tiny, dtype):
+    x = torch.rand(1, 3, 20, 17)
+    with torch.inference_mode():
+        expected = tiny(x)
+        out = tiny.to(dtype)(x.to(dtype))
+    assert out.dtype == dtype
+    assert relative_error(out.float(), expected) < (0.1 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_trains(tiny, dtype):
+    x = torch.rand(1, 3, 20, 17)
+    with torch.no_grad():
+        expected = tiny(x)
+    with torch.autocast("cpu", dtype):
+        out = tiny.train()(x)
+        out.float().mean().backward()
+    assert relative_error(out.float(), expected) < 0.2  # stochastic depth is on
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in tiny.parameters())
+
+
+def test_channels_last_is_the_same(tiny):
+    x = torch.rand(2, 3, 20, 17)
+    with torch.inference_mode():
+        expected = tiny(x)
+        out = tiny.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
+    assert relative_error(out, expected) < 1e-5
+
+
+def test_compiles_to_one_graph(tiny_hat):
+    compiled = torch.compile(tiny_hat, fullgraph=True, backend="eager", dynamic=True)
+    for size in ((33, 50), (17, 40), (64, 64)):
+        x = torch.rand(1, 3, *size)
+        with torch.no_grad():
+            assert relative_error(compiled(x), tiny_hat(x)) < 1e-5
+
+
+def test_features(tiny):
+    x = torch.rand(2, 3, 18, 13)
+    with torch.inference_mode():
+        features = tiny.forward_features(x)
+        final, maps = tiny.forward_intermediates(x)
+        (last,) = tiny.forward_intermediates(x, indices=[len(tiny.layers) - 1], intermediates_only=True)
+        (first,) = tiny.forward_intermediates(x, indices=[0], stop_early=True, output_fmt="NHWC")
+        normed = tiny.forward_intermediates(x, norm=True, intermediates_only=True)
+    assert features.shape == (2, tiny.num_features, 18, 13)
+    assert torch.equal(features, final)
+    assert len(maps) == len(tiny.feature_info) == len(tiny.layers)
+    assert torch.equal(maps[-1], last)
+    assert torch.equal(maps[0].permute(0, 2, 3, 1), first)
+    assert not torch.equal(normed[0], maps[0])
+
+
+def test_head_of_features_is_the_model(tiny):
+    """For sizes that need no padding, forward_head(forward_features(x)) is the model before it adds the mean."""
+    x = torch.rand(1, 3, 16, 24)
+    with torch.inference_mode():
+        out = tiny.forward_head(tiny.forward_features(x)) / tiny.img_range + tiny.mean
+        assert relative_error(out, tiny(x)) < 1e-5
+
+
+def test_timm_builds_it_too(arch):
+    torch.manual_seed(0)
+    ours = hatlib.create_model(arch, **tiny_overrides(arch))
+    torch.manual_seed(0)
+    theirs = timm.create_model(arch, **tiny_overrides(arch))
+    assert arch in timm.list_models(arch)
+    assert type(theirs) is type(ours)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert theirs.pretrained_cfg["num_classes"] == 0
+
+
+def test_timm_features_only(arch):
+    backbone = timm.create_model(arch, features_only=True, out_indices=(0, 1), **tiny_overrides(arch)).eval()
+    with torch.inference_mode():
+        maps = backbone(torch.rand(1, 3, 12, 12))
+    assert [m.shape[1] for m in maps] == backbone.feature_info.channels()
+    assert all(m.shape[2:] == (12, 12) for m in maps)
+
+
+def test_gradient_checkpointing_saves_activations(arch):
+    """Equal gradients, and far less kept for the backward pass."""
+
+    def run(checkpointing):
+        torch.manual_seed(0)
+        model = randomise(hatlib.create_model(arch, drop_path_rate=0.0, **tiny_overrides(arch))).train()
+        model.set_grad_checkpointing(checkpointing)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            out = model(torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+        out.square().mean().backward()
+        return sum(kept), [p.grad for p in model.parameters()]
+
+    (plain, expected), (saving, gradients) = run(False), run(True)
+    assert saving < 0.5 * plain
+    assert all(relative_error(a, b) < 1e-5 for a, b in zip(gradients, expected, strict=True))
+
+
+def test_reset_upsampler(tiny):
+    trunk = {k: v.clone() for k, v in tiny.state_dict().items() if k.startswith("layers")}
+    tiny.reset_upsampler(3)
+    with torch.inference_mode():
+        assert tiny(torch.rand(1, 3, 10, 11)).shape == (1, 3, 30, 33)
+    assert all(torch.equal(tiny.state_dict()[k], v) for k, v in trunk.items())
+    assert set(tiny.get_head()) == {name.partition(".")[0] for name in _head_parameters(tiny)}
+
+
+def _head_parameters(model):
+    return [n for n, _ in model.named_parameters() if n.startswith(("conv_before", "upsample", "conv_last"))]
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_every_parameter_has_a_group(tiny, coarse):
+    from timm.models._manipulate import group_parameters
+
+    groups = group_parameters(tiny, tiny.group_matcher(coarse), reverse=True)
+    assert set(groups) == {n for n, _ in tiny.named_parameters()}
+    stem, tail = groups["conv_first.weight"], groups["conv_last.weight"]
+    assert stem == 0 and tail == max(groups.values())
+    per_group = len({v for n, v in groups.items() if n.startswith("layers.0.")})
+    assert per_group == 1 if coarse else per_group > 1
+
+
+def test_no_weight_decay_names_parameters(tiny):
+    names = dict(tiny.named_parameters())
+    assert tiny.no_weight_decay() and all(n in names for n in tiny.no_weight_decay())
+
+
+def test_state_dict_holds_parameters_only(tiny):
+    assert set(tiny.state_dict()) == {n for n, _ in tiny.named_parameters()}
+
+
+def test_buffers_can_be_computed_again(tiny_hat):
+    x = torch.rand(1, 3, 16, 16)
+    with torch.inference_mode():
+        expected = tiny_hat(x)
+        for buffer in tiny_hat.buffers():
+            buffer.zero_()
+        assert not torch.equal(tiny_hat(x), expected)
+        timm.models._manipulate.reinit_non_persistent_buffers(tiny_hat)
+        assert torch.equal(tiny_hat(x), expected)
+
+
+# What is HAT's own.
+
+TINY = tiny_overrides("hat_x2")
+
+
+@pytest.mark.parametrize("upsampler, scale", [("pixelshuffledirect", 3), ("nearest+conv", 4), ("", 1), (None, 1)])
+def test_other_heads_work(upsampler, scale):
+    model = randomise(HAT(upscale=scale, upsampler=upsampler, **TINY)).eval()
+    x = torch.rand(1, 3, 11, 8)
+    with torch.inference_mode():
+        out = model(x)
+    assert out.shape == (1, 3, 11 * scale, 8 * scale)
+    if not upsampler:  # a same-size head restores by adding to the image
+        torch.nn.init.zeros_(model.conv_last.weight), torch.nn.init.zeros_(model.conv_last.bias)
+        with torch.inference_mode():
+            assert relative_error(model(x), x) < 1e-6
+
+
+def test_published_configuration_can_be_pasted():
+    """The keys of a BasicSR `network_g` section, `type` left out."""
+    section = dict(upscale=4, in_chans=3, img_size=64, window_size=16, compress_ratio=3, squeeze_factor=30)
+    section |= dict(conv_scale=0.01, overlap_ratio=0.5, img_range=1.0, depths=[1], embed_dim=60, num_heads=[6])
+    section |= dict(mlp_ratio=2, upsampler="pixelshuffle", resi_connection="1conv")
+    assert HAT(**section).upscale == 4
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        dict(conv_scale=0.5),
+        dict(img_range=255.0),
+        dict(mean=(0.1, 0.2, 0.3)),
+        dict(qk_scale=1.0),
+        dict(overlap_ratio=0.75),
+        dict(resi_connection="3conv"),
+        dict(norm_layer=torch.nn.Identity),
+        dict(patch_norm=False),
+    ],
+    ids=str,
+)
+def test_options_have_an_effect(option):
+    torch.manual_seed(0)
+    plain = randomise(HAT(upscale=2, **TINY)).eval()
+    torch.manual_seed(0)
+    changed = randomise(HAT(upscale=2, **TINY, **option)).eval()
+    x = torch.rand(1, 3, 16, 16)
+    with torch.inference_mode():
+        assert not torch.allclose(plain(x), changed(x), atol=1e-7)
+
+
+@pytest.mark.parametrize("option", ["drop_rate", "attn_drop_rate", "drop_path_rate"])
+def test_dropout_acts_in_training_alone(option):
+    model = randomise(HAT(upscale=2, **{**TINY, "drop_path_rate": 0.0, option: 0.5}), std=0.2)
+    x = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        assert not torch.equal(model.train()(x), model(x))
+        assert torch.equal(model.eval()(x), model(x))
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        (dict(ape=True), "one input size"),
+        (dict(patch_size=4), "single pixels"),
+        (dict(upsampler="bilinear"), "'pixelshuffle'"),
+        (dict(resi_connection="2conv"), "'1conv'"),
+        (dict(upscale=5), "powers of 2, not 5"),
+        (dict(upscale=0), "1 or more"),
+        (dict(upsampler="", upscale=2), "must be 1, not 2"),
+        (dict(upsampler="nearest+conv", upscale=3), "powers of 2"),
+        (dict(overlap_ratio=0.4), "even number"),
+        (dict(num_heads=(5, 5)), "num_heads=5"),
+        (dict(num_heads=(2,)), "must agree"),
+        (dict(compress_ratio=100), "compress_ratio=100"),
+        (dict(squeeze_factor=100), "squeeze_factor=100"),
+        (dict(mean=(0.5,)), "one a channel"),
+        (dict(in_chans=0), "1 or more"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_go_together(option, message):
+    with pytest.raises(HatlibError, match=message):
+        HAT(**{"upscale": 2, **TINY, **option})
+
+
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        (torch.rand(1, 1, 8, 8), r"\(B, 3, H, W\)"),
+        (torch.rand(3, 8, 8), r"\(B, 3, H, W\)"),
+        (torch.rand(1, 3, 0, 8), "1 or more"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "float images"),
+    ],
+)
+def test_wrong_images_are_refused(tiny_hat, image, message):
+    with pytest.raises(HatlibError, match=message):
+        tiny_hat(image)

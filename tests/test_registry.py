@@ -1,0 +1,141 @@
+"""Names, listing, plugins, and the shape of the package."""
+
+import ast
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import hatlib
+from hatlib import HatlibError
+
+
+def test_names_of_the_contract():
+    names = hatlib.list_models()
+    assert names == [
+        *(f"hat_{size}_x{s}" for size in ("l", "s") for s in (1, 2, 3, 4, 8)),
+        "hat_t_x2",
+        "hat_t_x4",
+        *(f"hat_x{s}" for s in (1, 2, 3, 4, 8)),
+    ]
+    assert all(timm.is_model(n) for n in names)
+
+
+def test_filters():
+    assert hatlib.list_models("hat_?_x4") == ["hat_l_x4", "hat_s_x4", "hat_t_x4"]
+    assert hatlib.list_models(scale=3, family="hat") == ["hat_l_x3", "hat_s_x3", "hat_x3"]
+    assert hatlib.list_models(task="denoise_gray") == []
+
+
+@pytest.mark.parametrize("name, near", [("hat_s_x5", "hat_s_x4"), ("hats_x4", "hat_s_x4"), ("HAT_x4", "hat_x4")])
+def test_unknown_names_list_near_ones(name, near):
+    for call in (hatlib.create_model, hatlib.model_info):
+        with pytest.raises(HatlibError, match=f"Unknown model '{name}'.*{near}"):
+            call(name)
+
+
+def test_unknown_tags_and_missing_weights():
+    with pytest.raises(HatlibError, match="no weights tagged 'nonsense'"):
+        hatlib.create_model("hat_x4.nonsense")
+    with pytest.raises(HatlibError, match="no pretrained weights for hat_x8"):
+        hatlib.create_model("hat_x8", pretrained=True)
+
+
+def test_unknown_options_list_near_ones():
+    with pytest.raises(HatlibError, match="no option 'window'.*window_size"):
+        hatlib.create_model("hat_t_x2", window=8)
+
+
+def test_none_means_not_given():
+    assert hatlib.create_model("hat_t_x2", window_size=None).window_size == 16
+
+
+def test_upscale_that_contradicts_the_name():
+    with pytest.raises(HatlibError, match="take one of hat_s_x1, hat_s_x2, hat_s_x3"):
+        hatlib.create_model("hat_s_x4", upscale=2)
+    with pytest.raises(HatlibError, match="scale 4"):
+        timm.create_model("hat_s_x4", upscale=2)
+
+
+def test_a_model_of_ones_own(monkeypatch):
+    """A downstream module registers a network; it is in both registries at once."""
+    module = types.ModuleType("my_package")
+    monkeypatch.setitem(sys.modules, "my_package", module)
+
+    def nearest_x3(pretrained=False, **kwargs):
+        return torch.nn.Upsample(scale_factor=3)
+
+    nearest_x3.__module__ = "my_package"
+    hatlib.register_model(nearest_x3)
+    try:
+        info = hatlib.model_info("nearest_x3")
+        assert (info.scale, info.family, info.task) == (3, "nearest", "sr")
+        for create in (hatlib.create_model, timm.create_model):
+            assert create("nearest_x3")(torch.rand(1, 3, 4, 4)).shape == (1, 3, 12, 12)
+    finally:
+        hatlib.registry._models.pop("nearest_x3")
+
+
+def test_a_name_without_a_scale_is_refused():
+    def nameless(pretrained=False):
+        return torch.nn.Identity()
+
+    with pytest.raises(HatlibError, match="does not end in its scale"):
+        hatlib.register_model(nameless)
+
+
+def test_public_names():
+    """So that none vanishes unnoticed."""
+    assert sorted(hatlib.__all__) == [
+        "HatlibError",
+        "ModelInfo",
+        "create_model",
+        "list_models",
+        "model_info",
+        "models",
+        "register_model",
+    ]
+    assert all(hasattr(hatlib, name) for name in hatlib.__all__)
+
+
+# Who may import whom: each from those before it, `hatlib/<name>.py` or `hatlib/<name>/`.
+ORDER = [
+    {"errors"},
+    {"blocks", "registry"},
+    {"checkpoint"},
+    {"models"},
+    {"factory"},
+    {"imageio", "inference", "metrics", "data"},
+    {"cli"},
+]
+
+
+def test_imports_go_one_way():
+    root = Path(hatlib.__file__).parent
+    level = {name: i for i, names in enumerate(ORDER) for name in names}
+    modules = {p.relative_to(root).parts[0].removesuffix(".py") for p in root.rglob("*.py")} - {"__init__", "__main__"}
+    assert modules <= level.keys(), f"say in ORDER where {modules - level.keys()} stand"
+    for file in root.rglob("*.py"):
+        own = file.relative_to(root).parts[0].removesuffix(".py")
+        if own in ("__init__", "__main__"):
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None)]
+            for name in names if isinstance(node, (ast.Import, ast.ImportFrom)) else []:
+                if (name or "").startswith("hatlib."):
+                    other = name.split(".")[1]
+                    assert level[other] < level[own] or other == own or level[other] == level[own] != 1, (file, name)
+
+
+def test_import_is_light():
+    code = (
+        "import sys, json, timm; before = set(sys.modules); import hatlib;"
+        "print(json.dumps(sorted({m.split('.')[0] for m in set(sys.modules) - before})))"
+    )
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert set(json.loads(result.stdout)) <= {"hatlib", "einops"}
