@@ -1,13 +1,13 @@
 """The blocks alone: shapes, meaning, and their use in a stranger's network."""
 
-import math
-
 import pytest
 import torch
+from conftest import relative_error
 from torch import nn
 from torch.nn import functional as F
 
 from hatlib import HatlibError, blocks
+from hatlib.blocks import softmax_attention, strips
 from hatlib.blocks.window import shifted_window_regions, window_kinds
 
 
@@ -21,7 +21,7 @@ def test_window_partition_and_back():
 
 def test_overlap_windows_surround_their_window():
     x = torch.rand(1, 8, 12, 3)
-    windows = blocks.overlap_window_partition(x, 4, 6).view(2, 3, 6, 6, 3)
+    windows = blocks.overlap_window_partition(F.pad(x, (0, 0, 1, 1, 1, 1)), 4, 6).view(2, 3, 6, 6, 3)
     assert torch.equal(windows[0, 1, 1:, :], x[0, :5, 3:9])  # row 0 lies above the image
     assert windows[0, 1, 0].eq(0).all()
     assert torch.equal(windows[:, :, 1:5, 1:5].flatten(0, 1).flatten(1, 2), blocks.window_partition(x, 4))
@@ -56,13 +56,77 @@ def test_shifted_windows_separate_what_the_roll_joined():
     assert torch.equal(regions[:, :, None] == regions[:, None, :], expected)
 
 
-def test_attend_against_its_formula():
+def formula(q, k, v, bias, scale):
+    return (scale * q @ k.mT + bias).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("per_window", [False, True])
+def test_attend_against_its_formula(per_window):
     q, k, v = torch.rand(4, 2, 9, 5), torch.rand(4, 2, 12, 5), torch.rand(4, 2, 12, 5)
-    bias, kinds = torch.randn(4, 2, 9, 12), torch.tensor([[0, 3]])
-    expected = (q @ k.mT / math.sqrt(5) + bias[[0, 3, 0, 3]]).softmax(-1) @ v
-    assert torch.allclose(blocks.attend(q, k, v, bias, kinds=kinds), expected, atol=1e-6)
-    expected = (q @ k.mT * 0.7 + bias[1]).softmax(-1) @ v
-    assert torch.allclose(blocks.attend(q, k, v, bias[1], scale=0.7), expected, atol=1e-6)
+    bias = torch.randn(4, 2, 9, 12) if per_window else torch.randn(2, 9, 12)
+    assert torch.allclose(blocks.attend(q, k, v, bias, scale=0.7), formula(q, k, v, bias, 0.7), atol=1e-6)
+
+
+def attention_inputs(windows=3, dtype=torch.float64):
+    shapes = [(windows, 2, 9, 5), (windows, 2, 12, 5), (windows, 2, 12, 5), (2, 9, 12)]
+    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+
+@pytest.mark.parametrize("strip_bytes", [1, 10**9])
+def test_gradients_of_attend(monkeypatch, strip_bytes):
+    """With the scores computed again one window at a time, or all at once."""
+    monkeypatch.setattr(softmax_attention, "STRIP_BYTES", strip_bytes)
+    inputs = attention_inputs()
+    assert torch.autograd.gradcheck(lambda *x: blocks.attend(*x, scale=0.7), inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_gradients_of_attend_in_low_precision(dtype):
+    inputs = attention_inputs(windows=5)
+    expected = torch.autograd.grad(formula(*inputs, 0.7).square().sum(), inputs)
+    low = [x.detach().to(dtype).requires_grad_() for x in inputs]
+    out = blocks.attend(*low, scale=0.7)
+    gradients = torch.autograd.grad(out.square().sum(), low)
+    for gradient, reference in zip(gradients, expected, strict=True):
+        assert gradient.dtype == dtype
+        assert relative_error(gradient.double(), reference) < (1e-5 if dtype == torch.float32 else 0.05)
+
+
+def test_training_keeps_no_scores():
+    q, k, v, bias = attention_inputs(windows=50)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        blocks.attend(q, k, v, bias, scale=1.0)
+    assert sum(kept) <= sum(t.numel() for t in (q, q, k, v, bias))
+
+
+@pytest.mark.parametrize("block", ["WindowAttention", "shifted", "OverlapCrossAttention", "HAB", "OCAB"])
+@pytest.mark.parametrize("size", [(8, 8), (8, 40), (24, 16)])
+def test_strips_change_nothing(monkeypatch, block, size):
+    """Eager inference works in strips: the smallest possible ones give what autograd's whole map gives."""
+    block = {
+        "WindowAttention": blocks.WindowAttention(24, 8, 2),
+        "shifted": blocks.WindowAttention(24, 8, 2, shift_size=4),
+        "OverlapCrossAttention": blocks.OverlapCrossAttention(24, 8, 0.5, 2),
+        "HAB": blocks.HAB(24, 2, 8, 4, squeeze_factor=4),
+        "OCAB": blocks.OCAB(24, 8, 0.5, 2),
+    }[block].double()
+    x = torch.rand(2, *size, 24, dtype=torch.float64)
+    before = x.clone()
+    expected = block(x).detach()
+    for strip_bytes in (1, 30_000, 10**9):
+        monkeypatch.setattr(strips, "STRIP_BYTES", strip_bytes)
+        with torch.inference_mode():
+            assert relative_error(block(x), expected) < 1e-12
+        assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("length, bytes_each, multiple", [(64, 100, 16), (7, 10**9, 1), (48, 1, 16), (50, 300, 1)])
+def test_strips_cover_all_within_the_budget(length, bytes_each, multiple):
+    parts = list(strips.strips(length, bytes_each, multiple, budget=4000))
+    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(length))
+    assert all(part.start % multiple == 0 for part in parts)
+    assert all((p.stop - p.start) * bytes_each <= 4000 or p.stop - p.start == multiple for p in parts)
 
 
 @pytest.mark.parametrize(

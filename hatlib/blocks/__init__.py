@@ -1,7 +1,8 @@
 """Reusable blocks. They know torch, timm.layers and einops, and nothing of models."""
 
-from hatlib.blocks.attention import ChannelAttention, OverlapCrossAttention, WindowAttention, attend
+from hatlib.blocks.attention import ChannelAttention, OverlapCrossAttention, WindowAttention
 from hatlib.blocks.hat import CAB, HAB, OCAB, RHAG, AttentionGroup, residual_conv
+from hatlib.blocks.softmax_attention import attend
 from hatlib.blocks.upsample import (
     NearestConvHead,
     PixelShuffleDirectHead,

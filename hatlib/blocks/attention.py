@@ -6,6 +6,8 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hatlib.blocks.softmax_attention import attend
+from hatlib.blocks.strips import strips, tiles, working_in_strips
 from hatlib.blocks.window import (
     check_window_multiple,
     overlap_relative_position_index,
@@ -19,45 +21,10 @@ from hatlib.blocks.window import (
 )
 from hatlib.errors import HatlibError
 
-__all__ = ["ChannelAttention", "OverlapCrossAttention", "WindowAttention", "attend"]
+__all__ = ["ChannelAttention", "OverlapCrossAttention", "WindowAttention"]
 
 # What the published networks add to the logit of a pair of tokens that the cyclic shift has brought together.
 SHIFT_PENALTY = -100.0
-
-
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor,
-    *,
-    kinds: Tensor | None = None,
-    scale: float | None = None,
-    dropout: float = 0.0,
-) -> Tensor:
-    """softmax(scale * q k^T + bias) v, the one place of softmax attention in the library.
-
-    Args:
-        q: queries, (W, heads, N, d): W windows of all images.
-        k: keys, (W, heads, M, d).
-        v: values, (W, heads, M, d).
-        bias: additive logits, (heads, N, M), or one for each kind of window, (K, heads, N, M).
-        kinds: which bias each window of an image takes, (rows, columns), as `window_kinds` gives them.
-        scale: factor of the logits, d ** -0.5 by default.
-        dropout: probability of dropping an attention weight.
-
-    Returns:
-        (W, heads, N, d)
-    """
-    bias = bias.to(q.dtype)
-    if kinds is not None:
-        images = q.shape[0] // kinds.numel()
-        bias = bias[kinds.flatten()].repeat(images, 1, 1, 1)
-    if torch.compiler.is_exporting():
-        # Spelt out, because the memory layout of the fused kernel's result does not survive the way to ONNX.
-        scale = q.shape[-1] ** -0.5 if scale is None else scale
-        return ((q * scale) @ k.mT + bias).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
 
 
 def position_bias(table: Tensor, index: Tensor) -> Tensor:
@@ -65,7 +32,8 @@ def position_bias(table: Tensor, index: Tensor) -> Tensor:
 
     Looked up anew at every call: a cache would go stale when the table is loaded or trained.
     """
-    return table.t().index_select(1, index.flatten()).unflatten(1, index.shape)
+    table = table.t().contiguous()
+    return table.gather(1, index.flatten().expand(len(table), -1)).unflatten(1, index.shape)
 
 
 class WindowAttention(nn.Module):
@@ -122,19 +90,49 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_window_multiple(x, self.window_size)
+        bias = position_bias(self.relative_position_bias_table, self.relative_position_index)
+        if not self.shift_size:
+            return self._windows(x, bias)
+        x = x.roll((-self.shift_size, -self.shift_size), (1, 2))
+        apart = self.shift_regions[:, None, :, None] != self.shift_regions[:, None, None, :]
+        bias = bias + apart.to(bias.dtype) * SHIFT_PENALTY  # for each kind of window, (4, heads, N, N)
+        x = self._windows_by_kind(x, bias)
+        return x.roll((self.shift_size, self.shift_size), (1, 2))
+
+    def _windows_by_kind(self, x: Tensor, bias: Tensor) -> Tensor:
+        """Attention in the windows of a shifted map, each with the bias of its kind, (4, heads, N, N).
+
+        Overwrites x in eager inference.
+        """
+        w = self.window_size
+        images, rows, columns = x.shape[0], x.shape[1] // w, x.shape[2] // w
+        if torch.compiler.is_compiling():  # one bias a window: a traced graph can't depend on how many there are
+            kinds = window_kinds(rows, columns, x.device).flatten()
+            return self._windows(x, bias[kinds].repeat(images, 1, 1, 1))
+        # The last row and the last column of windows divide the map into the four kinds.
+        parts = [part for row in x.split([(rows - 1) * w, w], 1) for part in row.split([(columns - 1) * w, w], 2)]
+        done = [self._windows(p, bias[kind], overwrite=True) if p.numel() else p for kind, p in enumerate(parts)]
+        if working_in_strips():
+            return x
+        return torch.cat([torch.cat(done[:2], 2), torch.cat(done[2:], 2)], 1)
+
+    def _windows(self, x: Tensor, bias: Tensor, overwrite: bool = False) -> Tensor:
+        """Attention in the windows of a map, all with the same bias (heads, N, N) or each with its own."""
+        if not working_in_strips():
+            return self._tile(x, bias)
+        out = x if overwrite else torch.empty_like(x)
+        images, height, width = x.shape[:3]
+        for rows, columns in tiles(height, width, images * 3 * self.dim * x.itemsize, self.window_size):
+            out[:, rows, columns] = self._tile(x[:, rows, columns], bias)
+        return out
+
+    def _tile(self, x: Tensor, bias: Tensor) -> Tensor:
         height, width = x.shape[1:3]
-        bias, kinds = position_bias(self.relative_position_bias_table, self.relative_position_index), None
-        if self.shift_size:
-            x = x.roll((-self.shift_size, -self.shift_size), (1, 2))
-            apart = self.shift_regions[:, None, :, None] != self.shift_regions[:, None, None, :]
-            bias = bias + apart.to(bias.dtype) * SHIFT_PENALTY
-            kinds = window_kinds(height // self.window_size, width // self.window_size, x.device)
         qkv = self.qkv(window_partition(x, self.window_size))
         q, k, v = rearrange(qkv, "w n (qkv h d) -> qkv w h n d", qkv=3, h=self.num_heads)
-        x = attend(q, k, v, bias, kinds=kinds, scale=self.scale, dropout=self.attn_drop if self.training else 0.0)
+        x = attend(q, k, v, bias, scale=self.scale, dropout=self.attn_drop if self.training else 0.0)
         x = self.proj_drop(self.proj(rearrange(x, "w h n d -> w n (h d)")))
-        x = window_reverse(x, self.window_size, height, width)
-        return x.roll((self.shift_size, self.shift_size), (1, 2)) if self.shift_size else x
+        return window_reverse(x, self.window_size, height, width)
 
 
 class OverlapCrossAttention(nn.Module):
@@ -188,11 +186,31 @@ class OverlapCrossAttention(nn.Module):
         """The attention itself, apart from what a subclass makes of it. (B, H, W, C) -> (B, H, W, C)."""
         check_window_multiple(x, self.window_size)
         height, width = x.shape[1:3]
-        q, kv = self.qkv(x).split([self.dim, 2 * self.dim], dim=-1)
+        bias = position_bias(self.relative_position_bias_table, self.relative_position_index)
+        pad = (self.overlap_size - self.window_size) // 2
+        if not working_in_strips():
+            q, kv = self.qkv(x).split([self.dim, 2 * self.dim], dim=-1)
+            return self._tile(q, F.pad(kv, (0, 0, pad, pad, pad, pad)), bias)
+        weights = self.qkv.weight.split([self.dim, 2 * self.dim])
+        biases = [None, None] if self.qkv.bias is None else self.qkv.bias.split([self.dim, 2 * self.dim])
+        # Keys and values of the whole map, padded; queries and the overlapping windows a tile at a time.
+        images, w, pixel = x.shape[0], self.window_size, x.shape[0] * 2 * self.dim * x.itemsize
+        kv = x.new_zeros(images, height + 2 * pad, width + 2 * pad, 2 * self.dim)
+        for rows in strips(height, width * pixel):
+            kv[:, rows.start + pad : rows.stop + pad, pad : pad + width] = F.linear(x[:, rows], weights[1], biases[1])
+        out = torch.empty_like(x)
+        for rows, columns in tiles(height, width, pixel * self.overlap_size**2 // w**2, w):
+            q = F.linear(x[:, rows, columns], weights[0], biases[0])
+            around = kv[:, rows.start : rows.stop + 2 * pad, columns.start : columns.stop + 2 * pad]
+            out[:, rows, columns] = self._tile(q, around, bias)
+        return out
+
+    def _tile(self, q: Tensor, kv: Tensor, bias: Tensor) -> Tensor:
+        """From queries (B, h, W, C) and padded keys and values (B, h + o - w, W + o - w, 2 C) to (B, h, W, C)."""
+        height, width = q.shape[1:3]
         q = rearrange(window_partition(q, self.window_size), "w n (h d) -> w h n d", h=self.num_heads)
         kv = overlap_window_partition(kv, self.window_size, self.overlap_size)
         k, v = rearrange(kv, "w m (kv h d) -> kv w h m d", kv=2, h=self.num_heads)
-        bias = position_bias(self.relative_position_bias_table, self.relative_position_index)
         x = attend(q, k, v, bias, scale=self.scale)
         return window_reverse(self.proj(rearrange(x, "w h n d -> w n (h d)")), self.window_size, height, width)
 

@@ -8,6 +8,7 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from hatlib.blocks.attention import ChannelAttention, OverlapCrossAttention, WindowAttention, inner_width
+from hatlib.blocks.strips import add_in_strips
 from hatlib.errors import HatlibError
 
 __all__ = ["CAB", "HAB", "OCAB", "RHAG", "AttentionGroup", "residual_conv"]
@@ -93,8 +94,9 @@ class HAB(nn.Module):
         y = self.norm1(x)
         # A contiguous (B, H, W, C) map is a channels-last (B, C, H, W) map: the convolutions take it as it is.
         conv = self.conv_block(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        x = x + self.drop_path(self.attn(y)) + self.conv_scale * conv
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = torch.add(x, conv, alpha=self.conv_scale)
+        x = x.add_(self.drop_path(self.attn(y)))
+        return add_in_strips(x, lambda part: self.drop_path(self.mlp(self.norm2(part))), self.mlp.fc1.out_features)
 
 
 class OCAB(OverlapCrossAttention):
@@ -133,7 +135,7 @@ class OCAB(OverlapCrossAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        return add_in_strips(x, lambda part: self.mlp(self.norm2(part)), self.mlp.fc1.out_features)
 
 
 class AttentionGroup(nn.Module):

@@ -6,7 +6,6 @@ Maps are (B, H, W, C); H and W are multiples of the window. One window holds N =
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
 
 from hatlib.errors import HatlibError
 
@@ -80,12 +79,10 @@ def overlap_window_size(window_size: int, overlap_ratio: float) -> int:
 
 
 def overlap_window_partition(x: Tensor, window_size: int, overlap_size: int) -> Tensor:
-    """Cuts (B, H, W, C) into overlapping windows, (B * H/w * W/w, o * o, C), one around each window.
+    """Cuts a map padded by (o - w) / 2 all around into overlapping windows, one around each window of the map.
 
-    The map is padded with zeros, so windows at the border hold zeros beyond it (HAT, section 3.2.3).
+    (B, H + o - w, W + o - w, C) -> (B * H/w * W/w, o * o, C). HAT pads with zeros (section 3.2.3).
     """
-    pad = (overlap_size - window_size) // 2
-    x = F.pad(x, (0, 0, pad, pad, pad, pad))
     x = x.unfold(1, overlap_size, window_size).unfold(2, overlap_size, window_size)
     return rearrange(x, "b nh nw c h w -> (b nh nw) (h w) c")
 

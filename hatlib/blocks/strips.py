@@ -1,0 +1,55 @@
+"""Working over a map in strips, so that temporaries are small, reused and in the cache.
+
+Large temporaries cost twice: they make the peak of the memory, and the system allocator hands them back after each
+operation and gets them again, zeroed, page by page. In eager inference attention, MLPs and upsamplers therefore go over
+a map piece by piece. With autograd the whole map is kept anyway, and a traced graph can't loop over a size.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+__all__ = ["add_in_strips", "strips", "tiles", "working_in_strips"]
+
+# Bound of the largest temporary of a strip: about a core's cache.
+STRIP_BYTES = 3 * 2**19
+
+
+def working_in_strips() -> bool:
+    """Whether to work in strips: in eager mode without gradients."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+
+def strips(length: int, bytes_each: int, multiple: int = 1, budget: int | None = None) -> Iterator[slice]:
+    """Divides `length` rows of `bytes_each` bytes into slices of about equal height within the budget.
+
+    All but the last hold a multiple of `multiple` rows, at least one of it; the budget is `STRIP_BYTES` by default.
+    """
+    units = -(-length // multiple)
+    count = -(-units // max(1, (budget or STRIP_BYTES) // (bytes_each * multiple)))  # how many strips, of equal height
+    step = -(-units // max(1, count)) * multiple
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
+
+
+def tiles(height: int, width: int, bytes_each: int, multiple: int) -> Iterator[tuple[slice, slice]]:
+    """Divides a map with `bytes_each` bytes a pixel into (rows, columns) within the budget, each a multiple."""
+    for rows in strips(height, bytes_each * width, multiple):
+        for columns in strips(width, bytes_each * (rows.stop - rows.start), multiple):
+            yield rows, columns
+
+
+def add_in_strips(x: Tensor, function: Callable[[Tensor], Tensor], width: int) -> Tensor:
+    """x + function(x), for a function that treats each pixel of (B, H, W, C) alone; overwrites x in eager inference.
+
+    Args:
+        x: (B, H, W, C), to which nothing but the result is of use afterwards.
+        function: (B, h, W, C) -> (B, h, W, C).
+        width: channels of its largest temporary.
+    """
+    if not working_in_strips():
+        return x + function(x)
+    for rows in strips(x.shape[1], x.shape[0] * x.shape[2] * width * x.itemsize):
+        x[:, rows] += function(x[:, rows])
+    return x
