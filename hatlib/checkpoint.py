@@ -1,30 +1,90 @@
-"""Weight files: read without running code, unwrapped, verified."""
+"""Weight files: read without running code, unwrapped, recognised, verified, written.
+
+A .safetensors file that hatlib writes carries the constructor arguments in its header; of any other file, the families
+recognise what its shapes tell.
+"""
 
 import hashlib
+import json
+import logging
+import os
 import pickle
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hatlib.errors import HatlibError
+from hatlib.registry import find_arch, known_hashes, recognise, registered_build
 
-__all__ = ["load_weights", "read_state_dict", "sha256", "unwrap_state_dict"]
+__all__ = [
+    "LoadReport",
+    "load_checkpoint",
+    "load_weights",
+    "read_state_dict",
+    "sha256",
+    "unwrap_state_dict",
+    "write_state_dict",
+]
 
-# Where training codes keep the weights, the averaged ones first.
-WRAPPERS = ("params_ema", "params", "state_dict", "model")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+# Where training codes keep the averaged weights, and the others.
+EMA_WRAPPERS = ("params_ema", "params-ema")
+WRAPPERS = ("params", "state_dict", "model_state_dict", "model")
 # What data-parallel and compiled modules put before every name.
 PREFIXES = ("module.", "_orig_mod.")
+# Key of a .safetensors header under which hatlib keeps what the weights don't tell.
+HEADER = "hatlib"
+
+_logger = logging.getLogger(__name__)
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load that was not strict did.
+
+    Attributes:
+        loaded: parameters that were loaded.
+        missing: parameters of the model that the file does not have; they are as they were.
+        unexpected: what the file has and the model does not.
+        mismatched: what both have in different shapes; the model's are as they were.
+        dtype: type of the file's weights.
+    """
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+    dtype: torch.dtype | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the file and the model have exactly the same parameters."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        parts = [
+            _listed("missing", self.missing),
+            _listed("not known", self.unexpected),
+            _listed("of another shape", self.mismatched),
+        ]
+        return "; ".join(filter(None, parts)) or f"all {len(self.loaded)} keys loaded"
+
+
+def read_state_dict(path: str | Path, ema: bool | None = None) -> dict[str, Tensor]:
     """Reads the weights of a .safetensors file or a PyTorch checkpoint (.pth, .pt, .ckpt, .bin), on the CPU.
 
-    Averaged weights (`params_ema`) are preferred to `params`; prefixes of DataParallel and torch.compile go.
+    Prefixes of DataParallel and torch.compile go.
+
+    Args:
+        path: the file.
+        ema: whether to take the averaged weights (`params_ema`); if None, they are preferred to the others.
 
     Raises:
         HatlibError: if there is no such file, it is no weight file, it is damaged, or it wants to run code.
@@ -34,12 +94,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise HatlibError(f"There is no weight file {str(path)!r}.")
     try:
         if path.suffix == ".safetensors":
-            return unwrap_state_dict(load_file(path))
-        return unwrap_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            return unwrap_state_dict(load_file(path), ema)
+        return unwrap_state_dict(torch.load(path, map_location="cpu", weights_only=True), ema)
     except HatlibError as error:
         raise HatlibError(f"{str(path)!r}: {error}") from error
     except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "weights_only" in str(error):
+        if "GLOBAL" in str(error):  # the name of a class or function
             raise HatlibError(
                 f"{str(path)!r} holds Python objects beside tensors, which could run code, so hatlib does not open it; "
                 "ask for the bare weights, best as .safetensors."
@@ -49,57 +109,183 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise _damaged(path) from error
 
 
-def unwrap_state_dict(checkpoint: Any) -> dict[str, Tensor]:
+def unwrap_state_dict(checkpoint: Any, ema: bool | None = None) -> dict[str, Tensor]:
     """The state dict within a training checkpoint, without prefixes. Leaves a bare state dict as it is.
 
     Raises:
-        HatlibError: if there are no weights in it.
+        HatlibError: if there are no weights in it, or none of the kind that `ema` asks for.
     """
-    for wrapper in WRAPPERS:
-        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(wrapper), Mapping):
-            checkpoint = checkpoint[wrapper]
-            break
-    if not isinstance(checkpoint, Mapping) or not all(isinstance(v, Tensor) for v in checkpoint.values()):
-        raise HatlibError("there is no state dict in it, neither bare nor under " + ", ".join(WRAPPERS) + ".")
-    if not checkpoint:
+    wrappers = {None: EMA_WRAPPERS + WRAPPERS, True: EMA_WRAPPERS, False: WRAPPERS}[ema]
+    content = checkpoint if isinstance(checkpoint, Mapping) else {}
+    found = next((content[w] for w in wrappers if isinstance(content.get(w), Mapping)), None)
+    if found is None and ema:
+        raise HatlibError("there are no averaged weights (params_ema) in it; leave --ema (ema=True) out.")
+    if found is None and ema is False and any(w in content for w in EMA_WRAPPERS):
+        raise HatlibError("there are only averaged weights (params_ema) in it; leave --no-ema (ema=False) out.")
+    weights = checkpoint if found is None else found
+    if not isinstance(weights, Mapping) or not all(isinstance(v, Tensor) for v in weights.values()):
+        names = ", ".join(EMA_WRAPPERS + WRAPPERS)
+        raise HatlibError(f"there is no state dict in it, neither bare nor under {names}.")
+    if not weights:
         raise HatlibError("it holds no weights.")
-    state_dict = dict(checkpoint)
+    state_dict = dict(weights)
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in state_dict):
             state_dict = {name.removeprefix(prefix): value for name, value in state_dict.items()}
     return state_dict
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Loads a weight file into a model that has exactly these parameters, published key layouts included.
+def write_state_dict(
+    state_dict: Mapping[str, Tensor], path: str | Path, header: Mapping[str, Any] | None = None
+) -> None:
+    """Writes weights as .safetensors, or for another suffix as a PyTorch checkpoint under `params_ema`.
+
+    The file appears under its name when it is whole.
+
+    Args:
+        state_dict: the weights.
+        path: where to.
+        header: what to keep in a .safetensors file beside the weights; JSON-safe.
+
+    Raises:
+        HatlibError: if it can't be written.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state_dict.items()}
+    try:
+        if path.suffix == ".safetensors":
+            # transformers insists on the format.
+            save_file(tensors, part, {"format": "pt", **({HEADER: json.dumps(header)} if header else {})})
+        else:
+            torch.save({"params_ema": tensors}, part)
+        os.replace(part, path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise HatlibError(f"Cannot write {str(path)!r}: {error}.") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_weights(
+    model: nn.Module, path: str | Path, *, strict: bool = True, adapt: bool = False, skip: Collection[str] = ()
+) -> LoadReport:
+    """Loads a weight file, published key layouts included, into a model that exists.
+
+    Args:
+        model: takes the weights; they are converted to its type and device.
+        path: the file.
+        strict: refuse a file that has not exactly the model's parameters. Otherwise what fits is loaded (from x2 to
+            x4, all but the upsampler), and what was skipped is logged and reported.
+        adapt: fit the first and last convolution to the model's channel counts (`RestorationModel.adapt_state_dict`).
+        skip: parameters to leave as they are.
 
     Raises:
         HatlibError: if the file can't be read or does not fit; the model is left as it was.
     """
-    state_dict = read_state_dict(path)
+    report = load_state_dict(model, read_state_dict(path), str(path), strict=strict, adapt=adapt, skip=skip)
+    if not strict and not report.complete:
+        _logger.warning("%s: loaded %d keys; %s.", path, len(report.loaded), report)
+    return report
+
+
+def load_state_dict(
+    model: nn.Module,
+    state_dict: dict[str, Tensor],
+    source: str,
+    *,
+    strict: bool = True,
+    adapt: bool = False,
+    skip: Collection[str] = (),
+) -> LoadReport:
+    """`load_weights` of a state dict; `source` says in messages where it is from."""
     if hasattr(model, "convert_state_dict"):
         state_dict = model.convert_state_dict(state_dict)
-    own = model.state_dict()
-    problems = [
-        _listed("missing", [name for name in own if name not in state_dict]),
-        _listed("not known", [name for name in state_dict if name not in own]),
-        _listed("of another shape", [n for n, v in state_dict.items() if n in own and own[n].shape != v.shape]),
-    ]
-    if any(problems):
-        told = "; ".join(filter(None, problems))
-        raise HatlibError(f"{str(path)!r} does not fit {type(model).__name__} as it was configured: {told}.")
-    model.load_state_dict(state_dict)
+    if adapt and hasattr(model, "adapt_state_dict"):
+        state_dict = model.adapt_state_dict(state_dict)
+    own = {name: value for name, value in model.state_dict().items() if name not in skip}
+    fitting = {name: v for name, v in state_dict.items() if name in own and own[name].shape == v.shape}
+    report = LoadReport(
+        loaded=tuple(fitting),
+        missing=tuple(name for name in own if name not in state_dict),
+        unexpected=tuple(name for name in state_dict if name not in own and name not in skip),
+        mismatched=tuple(name for name in state_dict if name in own and name not in fitting),
+        dtype=next((value.dtype for value in state_dict.values() if value.is_floating_point()), None),
+    )
+    if not fitting or (strict and not report.complete):
+        advice = "; load_weights(strict=False) loads what fits" if fitting and not skip else ""
+        raise HatlibError(f"{source!r} does not fit {type(model).__name__} as it was configured: {report}{advice}.")
+    model.load_state_dict(fitting, strict=False)
+    return report
+
+
+def load_checkpoint(
+    path: str | Path, *, ema: bool | None = None, dtype: torch.dtype | str | None = None, **overrides: Any
+) -> nn.Module:
+    """Builds the network that a weight file belongs to, and loads it; gives it in eval mode.
+
+    The family and every constructor argument that shapes tell are recognised. What weights can't tell (for HAT
+    conv_scale, img_range, mean and qk_scale) is read from the header of a file of hatlib's, or else has the published
+    values, and a warning says so, unless the file is a published one. A network of no family of ours is left to
+    spandrel (the extra `spandrel`) and comes as a `hatlib.foreign.ForeignModel`.
+
+    Args:
+        path: .safetensors, .pth, .pt, .ckpt or .bin.
+        ema: see `read_state_dict`.
+        dtype: type of the weights; float32 if None, as in the file if 'auto'.
+        **overrides: constructor arguments that are known better.
+
+    Raises:
+        HatlibError: if the file can't be read, or nobody recognises it.
+    """
+    state_dict = read_state_dict(path, ema)
+    header = read_header(path)
+    found = recognise(state_dict)
+    if found is None and "architecture" not in header:
+        from hatlib.foreign import load_foreign
+
+        return load_foreign(state_dict, str(path), overrides)
+    told = {**(found[1] if found else {}), **header.get("model_args", {})}
+    arguments = {**told, **overrides}
+    if not (arch := header.get("architecture", "")):
+        arch, _ = find_arch(found[0], arguments, getattr(found[0], "not_of_the_network", ()))
+    model = registered_build(arch, told, overrides) if arch else found[0](**arguments)
+    adapt = bool(overrides.keys() & {"in_chans", "out_chans"})
+    report = load_state_dict(model, state_dict, str(path), adapt=adapt)
+    guessed = [name for name in getattr(model, "not_in_weights", ()) if name not in arguments]
+    if guessed and sha256(path) not in known_hashes():
+        values = ", ".join(f"{name}={model.config['model_args'][name]}" for name in guessed)
+        warnings.warn(
+            f"{Path(path).name} does not tell {', '.join(guessed)}: taken as {values}. If it was trained with others, "
+            "pass them to load_checkpoint.",
+            stacklevel=2,
+        )
+    return model.to(dtype=report.dtype if dtype == "auto" else dtype).eval()
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """What hatlib wrote into a .safetensors file beside the weights; empty for other files."""
+    if Path(path).suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(Path(path)) from error
+    return header if isinstance(header, dict) else {}
 
 
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _damaged(path: Path) -> HatlibError:
     return HatlibError(f"{str(path)!r} is not a weight file, or it is damaged; download it again.")
 
 
-def _listed(what: str, names: list[str]) -> str:
+def _listed(what: str, names: tuple[str, ...]) -> str:
     return f"{len(names)} keys {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})" if names else ""

@@ -71,20 +71,13 @@ def test_a_pickle_with_code_is_not_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "content, message",
-    [
-        (b"", "damaged"),
-        (b"not weights at all", "damaged"),
-        (b"\x80\x02garbage", "damaged"),
-        (b"PK\x03\x04 half a zip", "damaged"),
-        (b"\xff" * 64, "damaged"),
-    ],
+    "content", [b"", b"not weights at all", b"<html>", b"\x80\x02garbage", b"PK\x03\x04 half a zip", b"\xff" * 64]
 )
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_damaged_files_are_refused(tmp_path, content, message, suffix):
+def test_damaged_files_are_refused(tmp_path, content, suffix):
     file = tmp_path / f"weights{suffix}"
     file.write_bytes(content)
-    with pytest.raises(HatlibError, match=message):
+    with pytest.raises(HatlibError, match="is not a weight file, or it is damaged"):
         read_state_dict(file)
 
 
@@ -93,7 +86,7 @@ def test_truncated_files_are_refused(tmp_path, published):
         file = tmp_path / f"weights{suffix}"
         save(published[0], file)
         file.write_bytes(file.read_bytes()[:-1000])
-        with pytest.raises(HatlibError, match="damaged"):
+        with pytest.raises(HatlibError, match="or it is damaged"):
             read_state_dict(file)
 
 

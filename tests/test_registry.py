@@ -40,10 +40,15 @@ def test_unknown_names_list_near_ones(name, near):
 
 
 def test_unknown_tags_and_missing_weights():
-    with pytest.raises(HatlibError, match="no weights tagged 'nonsense'"):
+    with pytest.raises(HatlibError, match="no weights tagged 'nonsense'; its tags are imagenet_ft_df2k, df2k_from_x2"):
         hatlib.create_model("hat_x4.nonsense")
     with pytest.raises(HatlibError, match="no pretrained weights for hat_x8"):
         hatlib.create_model("hat_x8", pretrained=True)
+
+
+def test_a_repository_without_its_prefix():
+    with pytest.raises(HatlibError, match="'hf-hub:org/repo'"):
+        hatlib.create_model("org/repo")
 
 
 def test_unknown_options_list_near_ones():
@@ -96,6 +101,7 @@ def test_public_names():
         "ModelInfo",
         "create_model",
         "list_models",
+        "load_checkpoint",
         "model_info",
         "models",
         "register_model",
@@ -107,10 +113,14 @@ def test_public_names():
 ORDER = [
     {"errors"},
     {"blocks", "registry"},
-    {"checkpoint"},
+    {"checkpoint", "config", "foreign"},
+    {"download", "card", "repository"},
+    {"hub"},
     {"models"},
     {"factory"},
     {"imageio", "inference", "metrics", "data"},
+    {"evaluation"},
+    {"integrations"},
     {"cli"},
 ]
 

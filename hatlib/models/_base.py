@@ -1,34 +1,23 @@
 """What all restoration networks share: normalise, pad, trunk, head, crop; and timm's protocol for them."""
 
-import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from hatlib.blocks import create_head, pad_to_multiple
-from hatlib.checkpoint import sha256, unwrap_state_dict
-from hatlib.errors import HatlibError, near_names
-from hatlib.registry import Weights, list_models, model_info
+from hatlib.blocks.strips import HALO_STRIP_BYTES, enlarge_in_strips
+from hatlib.errors import HatlibError
+from hatlib.hub import PretrainedModel
+from hatlib.models._adapt import adapt_channels, default_mean
 
-__all__ = ["RestorationModel", "build_model"]
-
-# What timm passes to every model and a network without classes has no use for.
-_CLASSIFIER_OPTIONS = ("num_classes", "global_pool")
-_TIMM_OPTIONS = {
-    *_CLASSIFIER_OPTIONS,
-    *inspect.signature(build_model_with_cfg).parameters,
-    "features_only",
-    "out_indices",
-    "feature_cls",
-}
-RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, as in the published configurations
+__all__ = ["RestorationModel", "crop"]
 
 
-class RestorationModel(nn.Module):
+class RestorationModel(PretrainedModel):
     """A network that maps images to images: (B, in_chans, H, W) -> (B, out_chans, upscale * H, upscale * W).
 
     Images are float RGB in [0, 1], of any height and width from 1 up; the output is not clamped.
@@ -47,6 +36,7 @@ class RestorationModel(nn.Module):
     """
 
     num_classes = 0  # timm asks every model
+    trunk_maps = 9.0  # feature maps that are alive at once in the trunk in eager inference, at most; measured
     grad_checkpointing = False
 
     def __init__(
@@ -65,7 +55,7 @@ class RestorationModel(nn.Module):
         if not isinstance(upscale, int) or upscale < 1:
             raise HatlibError(f"upscale={upscale!r} must be a whole number, 1 or more.")
         if mean is None:
-            mean = RGB_MEAN if in_chans == 3 else (0.0,) * in_chans
+            mean = default_mean(in_chans)
         if len(mean) != in_chans:
             raise HatlibError(f"mean has {len(mean)} values for in_chans={in_chans} channels; give one a channel.")
         self.upscale = upscale
@@ -74,6 +64,12 @@ class RestorationModel(nn.Module):
         self.img_range = img_range
         self.mean_values = tuple(float(value) for value in mean)
         self.multiple = multiple
+        self.init_non_persistent_buffers()
+
+    def set_mean(self, mean: Sequence[float]) -> None:
+        """Changes what is subtracted from the input and added to the output, one value a channel of the input."""
+        self.mean_values = tuple(float(value) for value in mean)
+        self._remember(mean=self.mean_values)
         self.init_non_persistent_buffers()
 
     def init_non_persistent_buffers(self) -> None:
@@ -100,6 +96,17 @@ class RestorationModel(nn.Module):
     def convert_state_dict(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Published key layouts of the family to ours."""
         return state_dict
+
+    def published_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The model's weights, or those given in our layout, in the published layout."""
+        return self.state_dict() if state_dict is None else state_dict
+
+    def adapt_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights in our layout with the first and last convolution fitted to this model's channel counts.
+
+        The model takes over the mean that belongs to them, unless it was given one.
+        """
+        return adapt_channels(self, state_dict, (getattr(self, "pretrained_model_args", None) or {}).get("mean"))
 
     # The way of an image.
 
@@ -151,7 +158,24 @@ class RestorationModel(nn.Module):
     def forward_head(self, x: Tensor) -> Tensor:
         """From features to the image, still normalised: (B, num_features, H, W) -> (B, out_chans, s * H, s * W)."""
         # The head's layers are children of the model, under their published names; its class says how they follow.
-        return self.head_type.forward(self, x)
+        # A row of the result depends on less than three rows around its own, whatever the head and the scale.
+        return enlarge_in_strips(
+            lambda part: self.head_type.forward(self, part), x, self.upscale, 3, self.num_feat * self.upscale**2
+        )
+
+    def peak_memory(self, height: int, width: int, batch: int = 1) -> int:
+        """Bytes that eager inference takes at its peak above the model, for images (batch, in_chans, height, width).
+
+        Good to 25 % from about 128x128 on, on the CPU; a GPU's allocator wastes less.
+        """
+        itemsize = self.conv_first.weight.itemsize
+        pixels = batch * math.prod(-(-side // self.multiple) * self.multiple for side in (height, width))
+        feature_map = pixels * self.num_features * itemsize
+        large = min(pixels * self.num_feat * self.upscale**2 * itemsize, HALO_STRIP_BYTES)
+        image = pixels * self.out_chans * self.upscale**2 * itemsize
+        trunk = self.trunk_maps * feature_map * _waste(feature_map)
+        head = 2.5 * large * _waste(large) + (2 * feature_map + image) * _waste(feature_map)
+        return round(max(trunk, head))
 
     def forward_intermediates(
         self,
@@ -218,6 +242,7 @@ class RestorationModel(nn.Module):
         for name, child in head.named_children():
             self.add_module(name, child.to(weight.device, weight.dtype))
         self.head_type, self.upsampler, self.upscale = type(head), upsampler, scale
+        self._remember(upsampler=upsampler, upscale=scale)
 
     def get_head(self) -> nn.ModuleDict:
         """The layers of the head, by name."""
@@ -249,6 +274,11 @@ class RestorationModel(nn.Module):
         return dict(stem=r"^(?:conv_first|patch_embed)\b", blocks=[*blocks, (r"^(?:norm|conv_after_body)\b", (99999,))])
 
 
+def _waste(size: int) -> float:
+    """How much the C library's allocator takes for tensors of `size` bytes: it maps those over 32 MiB one by one."""
+    return 1.0 if size > 32 * 2**20 else 4 / 3
+
+
 def crop(x: Tensor, height: int, width: int) -> Tensor:
     """The top left of (B, C, H, W)."""
     if not torch.compiler.is_compiling():
@@ -256,53 +286,3 @@ def crop(x: Tensor, height: int, width: int) -> Tensor:
     # By index, because a slice ties the graph to whether anything is cut off.
     x = x.index_select(2, torch.arange(height, device=x.device))
     return x.index_select(3, torch.arange(width, device=x.device))
-
-
-def build_model(cls: type[RestorationModel], arch: str, pretrained: bool = False, **kwargs: Any) -> RestorationModel:
-    """Builds a registered arch as timm does, with weights that were verified first. Entry points call it.
-
-    Args:
-        cls: the class.
-        arch: registered name.
-        pretrained: load the published weights, those of the tag that `pretrained_cfg` names or the default ones.
-        **kwargs: constructor arguments, and those of timm's `build_model_with_cfg`.
-
-    Raises:
-        HatlibError: if `upscale` contradicts the name, there are no such weights, or the file is not what it should be.
-    """
-    scale = model_info(arch).scale
-    if kwargs.setdefault("upscale", scale) != scale:
-        others = list_models(f"{arch.rpartition('_x')[0]}_x*")
-        raise HatlibError(
-            f"{arch} has scale {scale}, but upscale={kwargs['upscale']} was asked for; take one of {', '.join(others)}."
-        )
-    known = inspect.signature(cls).parameters.keys() | _TIMM_OPTIONS
-    for option in kwargs.keys() - known:
-        raise HatlibError(f"{arch} has no option {option!r}.{near_names(option, known)}")
-    overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
-    cfg = kwargs.get("pretrained_cfg")
-    if cfg is None or isinstance(cfg, str):
-        info = model_info(f"{arch}.{cfg}" if cfg else arch)
-        if pretrained and not overlay.keys() & {"file", "url", "hf_hub_id", "state_dict"}:
-            overlay["file"] = _verified_file(info.weights, arch)
-    return build_model_with_cfg(
-        cls,
-        arch,
-        pretrained,
-        pretrained_cfg_overlay=overlay,
-        pretrained_filter_fn=lambda state_dict, model: model.convert_state_dict(unwrap_state_dict(state_dict)),
-        feature_cfg=dict(feature_cls="getter", out_indices=None),
-        kwargs_filter=_CLASSIFIER_OPTIONS,
-        **kwargs,
-    )
-
-
-def _verified_file(weights: Weights | None, arch: str) -> str:
-    """Path of a weight file whose bytes are those that were published."""
-    if weights is None or weights.packaged_path is None:
-        known = ", ".join(list_models(pretrained=True))
-        raise HatlibError(f"There are no pretrained weights for {arch}; there are for {known}.")
-    path = weights.packaged_path
-    if sha256(path) != weights.sha256:
-        raise HatlibError(f"{path!r} is not the file that was published (its SHA-256 differs); install hatlib again.")
-    return path

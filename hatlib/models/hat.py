@@ -4,17 +4,26 @@ A shallow convolution, residual hybrid attention groups, a convolution with a sk
 Parameter names are the published ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from hatlib.blocks import RHAG, residual_conv
+from hatlib.blocks import (
+    RHAG,
+    overlap_relative_position_index,
+    overlap_window_size,
+    relative_position_index,
+    residual_conv,
+)
 from hatlib.errors import HatlibError
-from hatlib.models._base import RestorationModel, build_model
-from hatlib.registry import Weights, register_model
+from hatlib.models._base import RestorationModel
+from hatlib.models._build import build_model
+from hatlib.models._hat_weights import pretrained as published
+from hatlib.models._recognise import divisor, numbered, recognise_head, side, widening
+from hatlib.registry import register_model, register_recognition
 
 __all__ = ["HAT"]
 
@@ -70,6 +79,15 @@ class HAT(RestorationModel):
         HatlibError: for arguments that don't go together.
     """
 
+    not_in_weights = ("conv_scale", "img_range", "mean", "qk_scale")
+    not_of_the_network = ("drop_rate", "attn_drop_rate", "drop_path_rate", "use_checkpoint", "img_size")
+    citation = """@inproceedings{chen2023hat,
+  title     = {Activating More Pixels in Image Super-Resolution Transformer},
+  author    = {Chen, Xiangyu and Wang, Xintao and Zhou, Jiantao and Qiao, Yu and Dong, Chao},
+  booktitle = {CVPR},
+  year      = {2023}
+}"""
+
     def __init__(
         self,
         upscale: int = 4,
@@ -115,7 +133,8 @@ class HAT(RestorationModel):
             raise HatlibError(f"HAT works on single pixels: patch_size must be 1, not {patch_size}.")
         if len(depths) != len(num_heads):
             raise HatlibError(f"depths has {len(depths)} groups and num_heads {len(num_heads)}; they must agree.")
-        self.window_size = window_size
+        self.window_size, self.overlap_ratio = window_size, overlap_ratio
+        self.trunk_maps = 9 + 2 / compress_ratio
         self.num_features = self.embed_dim = embed_dim
         self.head_hidden_size = self.num_feat = num_feat
         self.upsampler = upsampler
@@ -174,6 +193,49 @@ class HAT(RestorationModel):
         derived = ("relative_position_index_SA", "relative_position_index_OCA", "relative_position_index", "attn_mask")
         return {name: value for name, value in state_dict.items() if name.rpartition(".")[2] not in derived}
 
+    def published_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The weights with the index buffers that the official code stores, and by which others recognise HAT."""
+        overlap = overlap_window_size(self.window_size, self.overlap_ratio)
+        return {
+            "relative_position_index_SA": relative_position_index(self.window_size),
+            "relative_position_index_OCA": overlap_relative_position_index(self.window_size, overlap),
+            **(self.state_dict() if state_dict is None else state_dict),
+        }
+
+
+@register_recognition(HAT)
+def recognise(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """The arguments of `HAT` that weights tell, in the published layout or ours; None for other networks' weights."""
+    group, block = "layers.0.residual_group", "layers.0.residual_group.blocks.0"
+    needed = ("conv_first.weight", f"{block}.conv_block.cab.0.weight", f"{group}.overlap_attn.qkv.weight")
+    if not all(name in state_dict for name in needed):
+        return None
+    if "absolute_pos_embed" in state_dict:
+        raise HatlibError("The weights have an absolute position embedding (ape=True), for which hatlib has no HAT.")
+    dim, in_chans = state_dict["conv_first.weight"].shape[:2]
+    groups = range(numbered(state_dict, "layers"))
+    tables = [state_dict[f"layers.{i}.residual_group.overlap_attn.relative_position_bias_table"] for i in groups]
+    # Offsets in a window range over 2 w - 1 values, those from a window to an overlapping one over w + o - 1.
+    window = (side(state_dict[f"{block}.attn.relative_position_bias_table"]) + 1) // 2
+    overlap = side(tables[0]) - window + 1
+    inner, squeezed = (state_dict[f"{block}.conv_block.cab.{i}.weight"] for i in ("0", "3.attention.1"))
+    convs = {"conv_after_body.weight": "1conv", "conv_after_body.0.weight": "3conv"}
+    return dict(
+        in_chans=in_chans,
+        embed_dim=dim,
+        depths=tuple(numbered(state_dict, f"layers.{i}.residual_group.blocks") for i in groups),
+        num_heads=tuple(table.shape[1] for table in tables),
+        window_size=window,
+        compress_ratio=divisor(dim, inner.shape[0]),
+        squeeze_factor=divisor(dim, squeezed.shape[0]),
+        overlap_ratio=widening(window, overlap - window),
+        mlp_ratio=widening(dim, state_dict[f"{block}.mlp.fc1.weight"].shape[0]),
+        qkv_bias=f"{block}.attn.qkv.bias" in state_dict,
+        patch_norm="patch_embed.norm.weight" in state_dict,
+        resi_connection=next((kind for name, kind in convs.items() if name in state_dict), "identity"),
+        **recognise_head(state_dict, in_chans),
+    )
+
 
 # The published sizes (journal version, table 2), and a tiny one of ours that a laptop can train and run.
 _SIZES: dict[str, dict[str, Any]] = {
@@ -184,7 +246,7 @@ _SIZES: dict[str, dict[str, Any]] = {
 }
 _SCALES = {"hat_t": (2, 4), "hat_s": (1, 2, 3, 4, 8), "hat": (1, 2, 3, 4, 8), "hat_l": (1, 2, 3, 4, 8)}
 
-pretrained: dict[str, Weights] = {}
+pretrained = published  # which `register_model` reads
 
 # What shrinks any of the models above for tests that go through the whole registry.
 tiny_overrides: dict[str, Any] = dict(
@@ -198,7 +260,7 @@ def _register(size: str, scale: int) -> Callable[..., HAT]:
 
     entry_point.__name__ = entry_point.__qualname__ = f"{size}_x{scale}"
     entry_point.__doc__ = f"{size.upper().replace('_', '-')} at x{scale}; `**kwargs` go to `HAT`."
-    return register_model(entry_point)
+    return register_model(entry_point, model_class=HAT, model_args={**_SIZES[size], "upscale": scale})
 
 
 for _size, _scales in _SCALES.items():

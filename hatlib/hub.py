@@ -1,0 +1,284 @@
+"""Saving, loading and sharing models: one directory that hatlib, timm and transformers load.
+
+A saved directory holds `config.json`, `model.safetensors`, `preprocessor_config.json` (for transformers' image
+processor) and the model card `README.md`.
+"""
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hatlib.card import ModelFacts, write_card
+from hatlib.checkpoint import SUFFIXES, load_checkpoint, load_weights, write_state_dict
+from hatlib.config import CONFIG_NAME, capture_arguments, encode, read_config
+from hatlib.errors import HatlibError
+from hatlib.registry import build, find_arch, model_info, registered_build, timm_cfg
+from hatlib.repository import WEIGHTS_NAME, download_model, split_revision, upload_model, weights_file
+
+__all__ = ["PretrainedModel", "build_from_config", "load_saved"]
+
+MODEL_TYPE, TRANSFORMERS_CLASS = "hatlib", "HatlibForImageSuperResolution"
+_PROCESSOR = {"image_processor_type": "Swin2SRImageProcessor", "do_rescale": True, "do_pad": False}
+
+Model = TypeVar("Model", bound="PretrainedModel")
+
+
+class PretrainedModel(nn.Module):
+    """A module that knows how it was made, and so can be saved, loaded and shared whole.
+
+    The constructor arguments of a subclass are captured; they must be what JSON holds, or layers of torch.nn.
+    """
+
+    # Constructor arguments that weights don't tell and that change the result.
+    not_in_weights: tuple[str, ...] = ()
+    # Those that change training alone, or nothing.
+    not_of_the_network: tuple[str, ...] = ()
+    # BibTeX, for the model card.
+    citation = ""
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = capture_arguments(cls.__init__)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All that weights can't hold, JSON-safe: constructor arguments, class, arch, version; as in config.json."""
+        from hatlib import __version__
+
+        arguments = {name: encode(value, name) for name, value in self._arguments.items()}
+        arch, _ = self.arch_of(arguments)
+        return {
+            "model_type": MODEL_TYPE,
+            "architectures": (TRANSFORMERS_CLASS,),
+            **({"architecture": arch} if arch else {}),
+            "hatlib_class": f"{type(self).__module__}.{type(self).__qualname__}",
+            "hatlib_version": __version__,
+            "num_features": getattr(self, "num_features", 0),
+            "model_args": arguments,
+            "pretrained_cfg": timm_cfg(in_chans=arguments.get("in_chans", 3)),
+            # transformers looks for it here where it takes a directory for one of timm's.
+            "image_processor_type": _PROCESSOR["image_processor_type"],
+        }
+
+    def _remember(self, **changes: Any) -> None:
+        """Keeps the configuration true after a change to a model that was made with other arguments."""
+        self._arguments.update({name: value for name, value in changes.items() if name in self._arguments})
+
+    def arch_of(self, arguments: Mapping[str, Any]) -> tuple[str, bool]:
+        """The registered arch to build this network with, and whether it is that arch without changes."""
+        arch, same = find_arch(type(self), arguments, self.not_of_the_network)
+        if not same and (own := (getattr(self, "pretrained_cfg", None) or {}).get("architecture")):
+            fits = arch == "" or own.endswith(f"_x{arguments.get('upscale')}")
+            return (own if fits else arch), False
+        return arch, same
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """How many numbers the model has learnt, or would learn."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Trades time for memory in training; the name that transformers and accelerate know."""
+        self.set_grad_checkpointing(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Takes it back."""
+        self.set_grad_checkpointing(False)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        strict: bool = True,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        **overrides: Any,
+    ) -> Model:
+        """Loads a model of this class with its weights, in eval mode.
+
+        Args:
+            source: a registered name ('hat_x4.real_gan'), a repository of the Hub ('org/repo', 'org/repo@revision'), a
+                saved directory or a weight file.
+            revision: branch, tag or commit of the repository.
+            strict: refuse weights that are not exactly the model's; otherwise what is skipped is logged.
+            dtype: type of the weights; float32 if None, as saved if 'auto'.
+            device: where to put it.
+            **overrides: constructor arguments that differ from the saved ones. Another `in_chans` or `out_chans` adapts
+                the first and last convolution; another `upscale` gives a new, untrained head and a warning.
+
+        Raises:
+            HatlibError: if there is no such model, it is of another class, or anything in it does not fit.
+        """
+        model, saved_dtype = _load(cls, source, revision, strict, overrides)
+        if dtype == "auto":
+            dtype = saved_dtype
+        return model.to(device=device, dtype=dtype).eval()
+
+    def save_pretrained(
+        self,
+        directory: str | Path,
+        *,
+        state_dict: Mapping[str, Tensor] | None = None,
+        is_main_process: bool = True,
+        facts: ModelFacts | None = None,
+        repo_id: str | None = None,
+    ) -> None:
+        """Writes a directory that `from_pretrained`, timm ('local-dir:') and transformers load.
+
+        Args:
+            directory: made if it does not exist. Each file appears under its name when it is whole.
+            state_dict: weights to save instead of the model's own, for example averaged ones.
+            is_main_process: on other processes nothing is written.
+            facts: what the card says beside what the model knows. A card that a user has changed is left alone.
+            repo_id: the repository that the card's snippet loads from, if not the directory.
+
+        Raises:
+            HatlibError: if the configuration can't be held by JSON, the weights are not the model's, or writing fails.
+        """
+        if not is_main_process:
+            return
+        directory, config = Path(directory), self.config
+        state_dict = self.state_dict() if state_dict is None else dict(state_dict)
+        if odd := sorted(state_dict.keys() ^ self.state_dict().keys()):
+            raise HatlibError(f"The given state_dict has not the parameters of {type(self).__name__}: {odd[0]!r}, ...")
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            header = {key: config[key] for key in ("architecture", "model_args") if key in config}
+            write_state_dict(state_dict, directory / WEIGHTS_NAME, header)
+            write_card(self, directory, facts or ModelFacts(), repo_id)
+            _write_text(directory / "preprocessor_config.json", json.dumps(_PROCESSOR, indent=2) + "\n")
+            _write_text(directory / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+        except OSError as error:
+            raise HatlibError(f"Cannot save to {str(directory)!r}: {error}.") from error
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
+        facts: ModelFacts | None = None,
+    ) -> str:
+        """Saves the model to a repository of the Hub, which is made if it does not exist; gives the commit's URL.
+
+        A card there that somebody has written or changed is kept. Arguments as in `save_pretrained` and `HfApi`.
+
+        Raises:
+            HatlibError: if the Hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            return upload_model(
+                repo_id,
+                lambda path: self.save_pretrained(path, state_dict=state_dict, facts=facts, repo_id=repo_id),
+                Path(folder),
+                revision=revision,
+                token=token,
+                private=private,
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+            )
+
+
+def load_saved(source: str, pretrained: bool = False, **overrides: Any) -> nn.Module:
+    """What `create_model` does with 'hf-hub:org/repo[@revision]' and 'local-dir:path'; weights if `pretrained`."""
+    kind, _, place = source.partition(":")
+    folder = Path(place)
+    if kind == "hf-hub":
+        folder = download_model(*split_revision(place), with_weights=pretrained)
+    return _load_folder(PretrainedModel, folder, place, True, overrides, pretrained)[0]
+
+
+def build_from_config(
+    config: Mapping[str, Any], cls: type[nn.Module] | None = None, overrides: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """Builds the network that a config.json describes, with new weights.
+
+    Args:
+        config: as `read_config` gives it.
+        cls: the class to build if the configuration names no registered arch.
+        overrides: constructor arguments that replace the saved ones.
+
+    Raises:
+        HatlibError: if nothing here can build it, or its arguments are not known.
+    """
+    saved, overrides = dict(config["model_args"]), dict(overrides or {})
+    arguments = {**saved, **overrides}
+    if arch := config.get("architecture"):
+        try:
+            model_info(arch)
+        except HatlibError as error:
+            raise HatlibError(f"{error} It is of {config.get('hatlib_class', 'timm')}: install what has it.") from error
+        return registered_build(arch, saved, overrides)
+    name = config["hatlib_class"]
+    if cls is None or f"{cls.__module__}.{cls.__qualname__}" != name:
+        raise HatlibError(f"The model is a {name}, which no registered arch builds; call {name}.from_pretrained.")
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise HatlibError(f"{name} does not take these arguments: {error}.") from error
+
+
+def _load(
+    cls: type[PretrainedModel], source: str | Path, revision: str | None, strict: bool, overrides: dict[str, Any]
+) -> tuple[Any, torch.dtype | None]:
+    kind, place = "", str(source)
+    if place.startswith(("hf-hub:", "local-dir:")):
+        kind, _, place = place.partition(":")
+    path = Path(place)
+    if kind != "hf-hub" and (kind == "local-dir" or path.is_dir()):
+        return _load_folder(cls, path, str(path), strict, overrides)
+    if kind == "" and (path.is_file() or path.suffix in SUFFIXES):
+        model = _checked(load_checkpoint(path, dtype="auto", **overrides), cls, str(path))
+        saved_dtype = next(model.parameters()).dtype
+        return model.float(), saved_dtype
+    if kind == "" and "/" not in place:
+        return _checked(build(place, pretrained=True, **overrides), cls, place), None
+    repo, revision = split_revision(place, revision)
+    return _load_folder(cls, download_model(repo, revision), repo, strict, overrides)
+
+
+def _load_folder(
+    cls: type[PretrainedModel],
+    folder: Path,
+    name: str,
+    strict: bool,
+    overrides: dict[str, Any],
+    with_weights: bool = True,
+) -> tuple[Any, torch.dtype | None]:
+    """The model of a saved directory, and the type of its weights."""
+    config = read_config(folder)
+    model = _checked(build_from_config(config, cls, overrides), cls, name)
+    if not with_weights:
+        return model, None
+    old, new = config["model_args"].get("upscale"), getattr(model, "upscale", None)
+    rescaled = old is not None and old != new
+    head = [n for n in model.state_dict() if n.startswith(tuple(f"{h}." for h in model.get_head()))] if rescaled else []
+    report = load_weights(model, weights_file(folder), strict=strict, adapt=bool(overrides), skip=head)
+    if rescaled:
+        warnings.warn(f"{name} has scale {old}: the head for scale {new} is new and untrained.", stacklevel=4)
+    return model, report.dtype
+
+
+def _checked(model: nn.Module, cls: type[PretrainedModel], name: str) -> Any:
+    if not isinstance(model, cls):
+        found = type(model).__name__
+        loader = f"{found}.from_pretrained" if isinstance(model, PretrainedModel) else "hatlib.load_checkpoint"
+        raise HatlibError(f"{name!r} is a {found}, not a {cls.__name__}; load it with {loader}.")
+    return model
+
+
+def _write_text(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,70 @@
+"""What the shapes of weights tell of constructor arguments, for families of window attention with the common heads."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from hatlib.errors import HatlibError
+
+__all__ = ["divisor", "numbered", "recognise_head", "side", "widening"]
+
+
+def numbered(state_dict: Mapping[str, Tensor], prefix: str) -> int:
+    """How many modules there are in the list `prefix`."""
+    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    return len({match[1] for name in state_dict if (match := pattern.match(name))})
+
+
+def side(table: Tensor) -> int:
+    """Root of the rows of a bias table, which has one for each offset in a square."""
+    return math.isqrt(table.shape[0])
+
+
+def divisor(width: int, inner: int) -> float:
+    """The ratio for which width // ratio is `inner`: of several the one that divides the width, else the smallest."""
+    if width % inner == 0:
+        return width // inner
+    for ratio in range(1, width + 1):
+        if width // ratio == inner:
+            return ratio
+    return width / (inner + 0.5)
+
+
+def widening(width: int, product: int) -> float:
+    """The ratio for which int(width * ratio) is `product`."""
+    ratio = product / width
+    return ratio if int(width * ratio) == product else (product + 0.5) / width
+
+
+def recognise_head(state_dict: Mapping[str, Tensor], in_chans: int) -> dict[str, Any]:
+    """upscale, upsampler, num_feat (where the head has one) and out_chans (None if as `in_chans`).
+
+    Raises:
+        HatlibError: if it is no head that hatlib has.
+    """
+    head: dict[str, Any]
+    if "conv_before_upsample.0.weight" in state_dict:
+        num_feat = state_dict["conv_before_upsample.0.weight"].shape[0]
+        if "conv_up1.weight" in state_dict:
+            ups = len([name for name in state_dict if re.fullmatch(r"conv_up\d+\.weight", name)])
+            head = dict(upsampler="nearest+conv", upscale=2**ups, num_feat=num_feat)
+        else:
+            steps = [v.shape[0] // num_feat for n, v in state_dict.items() if re.fullmatch(r"upsample\.\d+\.weight", n)]
+            head = dict(upsampler="pixelshuffle", upscale=math.isqrt(math.prod(steps)), num_feat=num_feat)
+        out_chans = state_dict["conv_last.weight"].shape[0]
+    elif "upsample.0.weight" in state_dict:
+        # One convolution gives scale^2 * out_chans channels, of which only the product is known.
+        channels = state_dict["upsample.0.weight"].shape[0]
+        out_chans = next((c for c in (in_chans, 3, 1) if math.isqrt(channels // c) ** 2 * c == channels), 0)
+        if not out_chans:
+            raise HatlibError(f"No scale and channel count have {channels} channels before a direct pixel shuffle.")
+        head = dict(upsampler="pixelshuffledirect", upscale=math.isqrt(channels // out_chans))
+    elif "conv_last.weight" in state_dict:
+        out_chans = state_dict["conv_last.weight"].shape[0]
+        head = dict(upsampler="", upscale=1)
+    else:
+        raise HatlibError("The weights have no reconstruction head.")
+    return {**head, "out_chans": None if out_chans == in_chans else out_chans}
