@@ -1,5 +1,9 @@
 """What every registered model does, on shrunk models."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
@@ -7,6 +11,7 @@ from conftest import randomise, relative_error, tiny_overrides
 
 import hatlib
 from hatlib import HatlibError
+from hatlib.blocks import strips
 from hatlib.models import HAT
 
 
@@ -205,6 +210,54 @@ def test_published_configuration_can_be_pasted():
     section |= dict(conv_scale=0.01, overlap_ratio=0.5, img_range=1.0, depths=[1], embed_dim=60, num_heads=[6])
     section |= dict(mlp_ratio=2, upsampler="pixelshuffle", resi_connection="1conv")
     assert HAT(**section).upscale == 4
+
+
+@pytest.mark.parametrize(
+    "upsampler, scale", [("pixelshuffle", s) for s in (1, 2, 3, 8)] + [("pixelshuffledirect", 3), ("nearest+conv", 4)]
+)
+def test_large_images_in_strips_change_nothing(monkeypatch, upsampler, scale):
+    model = randomise(HAT(upscale=scale, upsampler=upsampler, **TINY)).double().eval()
+    x = torch.rand(2, 3, 40, 23, dtype=torch.float64)
+    expected = model(x).detach()
+    monkeypatch.setattr(strips, "STRIP_BYTES", 1)
+    monkeypatch.setattr(strips, "HALO_STRIP_BYTES", 1)  # one row at a time
+    with torch.inference_mode():
+        assert relative_error(model(x), expected) < 1e-12
+
+
+MEASURE = """
+import sys, torch, hatlib
+torch.set_num_threads(1)
+def resident(field):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field)) * 1024
+name, height, width = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+model = hatlib.create_model(name).eval()
+with torch.inference_mode():
+    model(torch.rand(1, 3, 16, 16))  # what is allocated once
+    x = torch.rand(1, 3, height, width)
+    open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
+    before = resident("VmRSS")
+    model(x)
+print(resident("VmHWM") - before, model.peak_memory(height, width))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="peaks are read from Linux's /proc")
+@pytest.mark.parametrize(
+    "name, height, width",
+    [
+        ("hat_t_x4", 192, 192),
+        *(
+            pytest.param(name, *size, marks=pytest.mark.slow)
+            for name in ("hat_t_x4", "hat_s_x4", "hat_x4")
+            for size in ((256, 256), (300, 170), (384, 384))
+        ),
+    ],
+)
+def test_peak_memory_is_foretold(name, height, width):
+    command = [sys.executable, "-W", "ignore", "-c", MEASURE, name, str(height), str(width)]
+    measured, foretold = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert 0.75 * measured <= foretold <= 1.25 * measured
 
 
 @pytest.mark.parametrize(

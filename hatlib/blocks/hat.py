@@ -156,7 +156,10 @@ class AttentionGroup(nn.Module):
         blocks = [*self.blocks] if self.overlap_attn is None else [*self.blocks, self.overlap_attn]
         for block in blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x)
+                # The reentrant kind runs the forward pass without gradients, in strips: a quarter of the memory of
+                # the other kind, whose freed temporaries lie scattered. It needs an input with a gradient, and
+                # torch.compile knows only the other one.
+                x = checkpoint(block, x, use_reentrant=x.requires_grad and not torch.compiler.is_compiling())
             else:
                 x = block(x)
         return x

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["add_in_strips", "strips", "tiles", "working_in_strips"]
+__all__ = ["add_in_strips", "enlarge_in_strips", "strips", "tiles", "working_in_strips"]
 
 # Bound of the largest temporary of a strip: about a core's cache.
 STRIP_BYTES = 3 * 2**19
+# The same where convolutions have to compute the rows around a strip again: larger, so that these are few.
+HALO_STRIP_BYTES = 64 * 2**20
 
 
 def working_in_strips() -> bool:
@@ -53,3 +55,27 @@ def add_in_strips(x: Tensor, function: Callable[[Tensor], Tensor], width: int) -
     for rows in strips(x.shape[1], x.shape[0] * x.shape[2] * width * x.itemsize):
         x[:, rows] += function(x[:, rows])
     return x
+
+
+def enlarge_in_strips(function: Callable[[Tensor], Tensor], x: Tensor, scale: int, halo: int, width: int) -> Tensor:
+    """function(x), for convolutions that enlarge (B, C, H, W) to (B, C', scale * H, scale * W).
+
+    Args:
+        function: the convolutions, with zero padding.
+        x: (B, C, H, W).
+        scale: of the function.
+        halo: rows of x beyond its own that a row of the result depends on.
+        width: channels of the largest temporary, counted at the size of x.
+    """
+    height = x.shape[2]
+    parts = list(strips(height, x.shape[0] * x.shape[3] * width * x.itemsize, budget=HALO_STRIP_BYTES))
+    if len(parts) == 1 or not working_in_strips():
+        return function(x)
+    out = None
+    for rows in parts:
+        top, bottom = max(0, rows.start - halo), min(height, rows.stop + halo)
+        part = function(x[:, :, top:bottom])[:, :, (rows.start - top) * scale : (rows.stop - top) * scale]
+        if out is None:
+            out = part.new_empty(*part.shape[:2], height * scale, part.shape[3])
+        out[:, :, rows.start * scale : rows.stop * scale] = part
+    return out

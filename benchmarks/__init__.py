@@ -1,0 +1,1 @@
+"""Benchmarks against other implementations; `python -m benchmarks.compare` runs them."""
