@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from hatlib import HatlibError, blocks
 from hatlib.blocks import softmax_attention, strips
-from hatlib.blocks.window import shifted_window_regions, window_kinds
+from hatlib.blocks.window import shift, shifted_window_regions, window_kinds
 
 
 def test_window_partition_and_back():
@@ -43,6 +43,13 @@ def test_overlap_index_is_one_row_for_each_offset(window, overlap):
     q, k = torch.arange(window**2), torch.arange(overlap**2)
     offset = (k // overlap - (q // window)[:, None]) * 1000 + k % overlap - (q % window)[:, None]
     assert len(torch.unique(torch.stack([offset.flatten(), index.flatten()], 1), dim=0)) == len(offset.unique())
+
+
+@pytest.mark.parametrize("distance", [1, 4, -4])
+def test_shift_is_a_roll(distance):
+    x = torch.rand(2, 8, 12, 3)
+    with torch.no_grad():
+        assert torch.equal(shift(x, distance), x.roll((-distance, -distance), (1, 2)))
 
 
 def test_shifted_windows_separate_what_the_roll_joined():

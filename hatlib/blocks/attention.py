@@ -14,6 +14,7 @@ from hatlib.blocks.window import (
     overlap_window_partition,
     overlap_window_size,
     relative_position_index,
+    shift,
     shifted_window_regions,
     window_kinds,
     window_partition,
@@ -93,14 +94,14 @@ class WindowAttention(nn.Module):
         bias = position_bias(self.relative_position_bias_table, self.relative_position_index)
         if not self.shift_size:
             return self._windows(x, bias)
-        x = x.roll((-self.shift_size, -self.shift_size), (1, 2))
-        apart = self.shift_regions[:, None, :, None] != self.shift_regions[:, None, None, :]
-        bias = bias + apart.to(bias.dtype) * SHIFT_PENALTY  # for each kind of window, (4, heads, N, N)
-        x = self._windows_by_kind(x, bias)
-        return x.roll((self.shift_size, self.shift_size), (1, 2))
+        x = shift(x, self.shift_size)
+        # The shift brings tokens together that lie apart: what that adds to their logits, for each kind of window.
+        apart = self.shift_regions[:, :, None] != self.shift_regions[:, None, :]
+        x = self._windows_by_kind(x, bias, apart.to(bias.dtype) * SHIFT_PENALTY)
+        return shift(x, -self.shift_size)
 
-    def _windows_by_kind(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Attention in the windows of a shifted map, each with the bias of its kind, (4, heads, N, N).
+    def _windows_by_kind(self, x: Tensor, bias: Tensor, penalty: Tensor) -> Tensor:
+        """Attention in the windows of a shifted map: bias (heads, N, N), and a penalty for each kind, (4, N, N).
 
         Overwrites x in eager inference.
         """
@@ -108,10 +109,13 @@ class WindowAttention(nn.Module):
         images, rows, columns = x.shape[0], x.shape[1] // w, x.shape[2] // w
         if torch.compiler.is_compiling():  # one bias a window: a traced graph can't depend on how many there are
             kinds = window_kinds(rows, columns, x.device).flatten()
-            return self._windows(x, bias[kinds].repeat(images, 1, 1, 1))
+            return self._windows(x, (bias + penalty[:, None])[kinds].repeat(images, 1, 1, 1))
         # The last row and the last column of windows divide the map into the four kinds.
         parts = [part for row in x.split([(rows - 1) * w, w], 1) for part in row.split([(columns - 1) * w, w], 2)]
-        done = [self._windows(p, bias[kind], overwrite=True) if p.numel() else p for kind, p in enumerate(parts)]
+        done = [
+            self._windows(part, bias if kind == 0 else bias + penalty[kind], overwrite=True) if part.numel() else part
+            for kind, part in enumerate(parts)
+        ]
         if working_in_strips():
             return x
         return torch.cat([torch.cat(done[:2], 2), torch.cat(done[2:], 2)], 1)
@@ -223,10 +227,12 @@ class ChannelAttention(nn.Module):
     Args:
         num_feat: channels C.
         squeeze_factor: C / squeeze_factor is the inner width.
+        inplace: overwrite the input in eager inference.
     """
 
-    def __init__(self, num_feat: int, squeeze_factor: float = 16):
+    def __init__(self, num_feat: int, squeeze_factor: float = 16, inplace: bool = False):
         super().__init__()
+        self.inplace = inplace
         inner = inner_width(num_feat, squeeze_factor, "squeeze_factor")
         self.attention = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
@@ -237,7 +243,8 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.attention(x)
+        weight = self.attention(x)
+        return x.mul_(weight) if self.inplace and working_in_strips() else x * weight
 
 
 def head_width(dim: int, num_heads: int) -> int:

@@ -32,7 +32,7 @@ class CAB(nn.Module):
             nn.Conv2d(num_feat, inner, 3, 1, 1),
             nn.GELU(),
             nn.Conv2d(inner, num_feat, 3, 1, 1),
-            ChannelAttention(num_feat, squeeze_factor),
+            ChannelAttention(num_feat, squeeze_factor, inplace=True),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ __all__ = [
     "overlap_window_size",
     "pad_to_multiple",
     "relative_position_index",
+    "shift",
     "shifted_window_regions",
     "window_kinds",
     "window_partition",
@@ -109,6 +110,18 @@ def overlap_relative_position_index(window_size: int, overlap_size: int) -> Tens
     shift = window_size - overlap_size + 1
     dy, dx = ky[None, :] - qy[:, None] + shift, kx[None, :] - qx[:, None] + shift
     return (dy * side + dx) % side**2
+
+
+def shift(x: Tensor, distance: int) -> Tensor:
+    """Moves a map (B, H, W, C) cyclically up and to the left, or back if the distance is negative."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return x.roll((-distance, -distance), (1, 2))
+    out = torch.empty_like(x)  # in one pass, where `roll` takes one for each dimension
+    ends = [(slice(distance, None), slice(None, -distance)), (slice(None, distance), slice(-distance, None))]
+    for rows_from, rows_to in ends:
+        for columns_from, columns_to in ends:
+            out[:, rows_to, columns_to] = x[:, rows_from, columns_from]
+    return out
 
 
 def shifted_window_regions(window_size: int, shift_size: int) -> Tensor:

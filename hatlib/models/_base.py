@@ -171,7 +171,8 @@ class RestorationModel(PretrainedModel):
         itemsize = self.conv_first.weight.itemsize
         pixels = batch * math.prod(-(-side // self.multiple) * self.multiple for side in (height, width))
         feature_map = pixels * self.num_features * itemsize
-        large = min(pixels * self.num_feat * self.upscale**2 * itemsize, HALO_STRIP_BYTES)
+        large = pixels * self.num_feat * self.upscale**2 * itemsize  # the head's largest temporary, in strips
+        large /= math.ceil(large / HALO_STRIP_BYTES)
         image = pixels * self.out_chans * self.upscale**2 * itemsize
         trunk = self.trunk_maps * feature_map * _waste(feature_map)
         head = 2.5 * large * _waste(large) + (2 * feature_map + image) * _waste(feature_map)
@@ -274,9 +275,9 @@ class RestorationModel(PretrainedModel):
         return dict(stem=r"^(?:conv_first|patch_embed)\b", blocks=[*blocks, (r"^(?:norm|conv_after_body)\b", (99999,))])
 
 
-def _waste(size: int) -> float:
+def _waste(size: float) -> float:
     """How much the C library's allocator takes for tensors of `size` bytes: it maps those over 32 MiB one by one."""
-    return 1.0 if size > 32 * 2**20 else 4 / 3
+    return 1.0 if size > 32 * 2**20 else 1.25
 
 
 def crop(x: Tensor, height: int, width: int) -> Tensor:
