@@ -11,8 +11,8 @@ import pytest
 from PIL import Image as PILImage
 
 from hatlib.errors import HatlibError
-from hatlib.imageio import SUFFIXES, Image, check_output, read_image, write_image
-from hatlib.imageio.write import atomic_path
+from hatlib.imageio import SUFFIXES, Header, Image, check_output, png, read_image, remove_stale, write_image
+from hatlib.imageio.atomic import atomic_path
 
 
 def picture(channels, dtype, height=13, width=17, seed=0):
@@ -131,6 +131,146 @@ def apng() -> bytes:
     )
 
 
+def tiff(pixels, extra_samples):
+    """An uncompressed TIFF with alpha, plain (2) or premultiplied (1), byte by byte."""
+    height, width, channels = pixels.shape
+    short, long = "H", "I"
+    tags = [
+        (256, short, [width]),
+        (257, short, [height]),
+        (258, short, [8 * pixels.itemsize] * channels),
+        (259, short, [1]),
+        (262, short, [2 if channels > 2 else 1]),
+        (273, long, [512]),
+        (277, short, [channels]),
+        (278, short, [height]),
+        (279, long, [pixels.nbytes]),
+        (338, short, [extra_samples]),
+    ]
+    table, beyond = struct.pack("<H", len(tags)), b""
+    for number, kind, values in tags:
+        data = struct.pack(f"<{len(values)}{kind}", *values)
+        if len(data) > 4:
+            beyond, data = beyond + data, struct.pack("<I", 256 + len(beyond))
+        table += struct.pack("<HHI", number, 3 if kind == short else 4, len(values)) + data.ljust(4, b"\0")
+    head = (b"II*\0" + struct.pack("<I", 8) + table + bytes(4)).ljust(256, b"\0") + beyond
+    return head.ljust(512, b"\0") + pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [2, 4])
+def test_premultiplied_tiff_becomes_plain(tmp_path, channels, dtype):
+    top = np.iinfo(dtype).max
+    pixels = np.full((4, 5, channels), top // 5, dtype)
+    pixels[..., -1] = top // 2
+    pixels[0] = 0
+    for extra, factor in [(2, 1), (1, 2)]:
+        (tmp_path / f"{extra}.tif").write_bytes(tiff(pixels, extra))
+        image = read_image(tmp_path / f"{extra}.tif")
+        assert image.has_alpha and np.array_equal(image.pixels[..., -1], pixels[..., -1])
+        assert np.abs(image.pixels[1:, :, :-1].astype(int) - factor * (top // 5)).max() <= 1
+        assert not image.pixels[0].any()
+
+
+def with_gamma(pixels, gamma, path):
+    write_image(path, Image(pixels, {"png-colour": png.chunk(b"gAMA", struct.pack(">I", round(gamma * 100_000)))}))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [2, 3])
+def test_gamma_of_png(tmp_path, channels, dtype):
+    """Kept from PNG to PNG; for another format the samples are brought to the usual gamma, alpha excepted."""
+    pixels, top = picture(channels, dtype, 40, 50), np.iinfo(dtype).max
+    with_gamma(pixels, 1.0, tmp_path / "a.png")
+    with PILImage.open(tmp_path / "a.png") as pil:
+        assert pil.info["gamma"] == pytest.approx(1.0)
+    image = read_image(tmp_path / "a.png")
+    assert np.array_equal(image.pixels, pixels)
+    write_image(tmp_path / "b.tif", image)
+    converted = read_image(tmp_path / "b.tif").pixels
+    expected = pixels / top
+    colours = slice(0, 3 if channels == 3 else 1)
+    expected[..., colours] **= 1 / 2.2
+    assert np.abs(converted - expected * top).max() <= 0.5 + 1e-6
+    with_gamma(pixels, 1 / 2.2, tmp_path / "usual.png")
+    write_image(tmp_path / "usual.tif", read_image(tmp_path / "usual.png"))
+    assert np.array_equal(read_image(tmp_path / "usual.tif").pixels, pixels)
+
+
+def test_chunks_are_inserted_in_any_file_size(tmp_path, monkeypatch):
+    pixels = picture(3, np.uint8, 200, 200)
+    write_image(tmp_path / "a.png", Image(pixels))
+    before = (tmp_path / "a.png").read_bytes()
+    monkeypatch.setattr(png, "_BLOCK", 1000)
+    png.insert_after_header(tmp_path / "a.png", png.chunk(b"gAMA", bytes(4)))
+    after = (tmp_path / "a.png").read_bytes()
+    assert after == before[:33] + png.chunk(b"gAMA", bytes(4)) + before[33:]
+
+
+def gray_profile():
+    """A gray ICC profile with gamma 1, of the tags that are required."""
+    text = b"desc" + bytes(4) + struct.pack(">I", 5) + b"gray\0" + bytes(78)
+    tags = {
+        b"desc": text.ljust(96, b"\0"),
+        b"cprt": b"text" + bytes(4) + b"none\0\0\0\0",
+        b"wtpt": b"XYZ " + bytes(4) + struct.pack(">III", 0xF6D6, 0x10000, 0xD32D),
+        b"kTRC": b"curv" + bytes(4) + struct.pack(">I", 0),
+    }
+    offset = 128 + 4 + 12 * len(tags)
+    table, data = struct.pack(">I", len(tags)), b""
+    for name, value in tags.items():
+        table += name + struct.pack(">II", offset + len(data), len(value))
+        data += value
+    head = bytearray(128)
+    head[0:4] = struct.pack(">I", offset + len(data))
+    head[8:12] = struct.pack(">I", 0x02400000)
+    head[12:24] = b"mntrGRAYXYZ "
+    head[36:40] = b"acsp"
+    head[68:80] = struct.pack(">III", 0xF6D6, 0x10000, 0xD32D)
+    return bytes(head) + table + data
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_gray_profile_in_webp_becomes_colour(tmp_path, channels):
+    """WebP has no gray: pixels and profile become sRGB, and look as they did."""
+    pixels = np.full((16, 16, channels), 255, np.uint8)
+    pixels[..., 0] = 100
+    image = Image(pixels, {"icc-profile-data": gray_profile()})
+    write_image(tmp_path / "a.webp", image, quality=100)
+    write_image(tmp_path / "a.png", image)
+    assert read_image(tmp_path / "a.png").metadata["icc-profile-data"] == gray_profile()
+    back = read_image(tmp_path / "a.webp")
+    assert back.metadata["icc-profile-data"][16:20] == b"RGB "
+    linear = 100 / 255  # with gamma 1 the sample is the light itself
+    expected = (1.055 * linear ** (1 / 2.4) - 0.055) * 255
+    assert np.abs(back.pixels[..., :3].astype(float) - expected).max() < 4
+
+
+def test_too_large_for_the_format():
+    for name, reason in [("a.webp", "16383"), ("a.jpg", "65535")]:
+        with pytest.raises(HatlibError, match=reason):
+            check_output(name, Header(10, 70_000, 3, np.dtype(np.uint8)))
+
+
+def test_stale_files_are_removed(tmp_path):
+    stale = tmp_path / ".hatlib-1.part"
+    stale.write_bytes(b"half")
+    (tmp_path / ".other.part").write_bytes(b"mine")
+    with atomic_path(tmp_path / "a.png") as living:
+        remove_stale(tmp_path)
+        assert living.exists() and not stale.exists()
+        living.write_bytes(b"whole")
+    assert sorted(os.listdir(tmp_path)) == [".other.part", "a.png"]
+
+
+def test_no_noise_on_stderr(tmp_path):
+    """What libvips logs of a damaged file is in the error, and nowhere else."""
+    truncated(tmp_path)
+    code = "import sys; from hatlib.imageio import read_image\ntry: read_image(sys.argv[1])\nexcept ValueError: pass"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.png"], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
 def save(name, image, **options):
     return lambda folder: image.save(folder / name, **options)
 
@@ -215,7 +355,8 @@ def test_what_can_not_be_written(tmp_path, name, channels, dtype, reason):
     before = sorted(os.listdir(tmp_path))
     for function in (write_image, check_output):
         with pytest.raises(HatlibError, match=reason):
-            function(tmp_path / name, Image(picture(channels, dtype)))
+            image = Image(picture(channels, dtype))
+            function(tmp_path / name, image if function is write_image else image.header)
     assert sorted(os.listdir(tmp_path)) == before
 
 

@@ -1,165 +1,236 @@
-"""`hatlib upscale`: enlarge an image file, or all those of a folder."""
+"""`hatlib upscale`: enlarge image files, folders of them, or what a pattern finds."""
 
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hatlib.cli import interruption
 from hatlib.errors import HatlibError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+    from torch import nn
 
+    from hatlib.imageio import Header
     from hatlib.inference import Upscaler
+
+DEFAULT_MODEL = "hat_t_x4"
+REAL_WORLD_MODEL = "hat_x4.real_gan"
+FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp", "pnm": ".ppm"}
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Declares the command."""
     parser = commands.add_parser(
         "upscale",
-        help="enlarge an image, or all images of a folder",
-        description="Enlarge an image (PNG, JPEG, WebP, TIFF, BMP, PNM), or all images of a folder. The result is "
-        "called NAME_x4.png, beside the input or, for a folder, in FOLDER_x4; its path is printed.",
+        help="enlarge images",
+        description="Enlarge images (PNG, JPEG, WebP, TIFF, BMP, PNM). The result is called NAME_x4.png, beside the "
+        "input or, for a folder, under the same relative name in FOLDER_x4; its path is printed. What is done already "
+        "is skipped, so a run that was interrupted goes on when started again.",
     )
-    parser.add_argument("input", type=Path, metavar="INPUT", help="an image file or a folder of them")
-    parser.add_argument("-o", "--output", type=Path, help="output file, or folder")
-    parser.add_argument("--model", default="hat_t_x4", metavar="NAME", help="one of `hatlib models` (%(default)s)")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights for the model: .safetensors or .pth")
-    parser.add_argument(
-        "--tile",
-        type=int,
-        default=256,
-        metavar="N",
-        help="largest tile in pixels, 0 for none (default: %(default)s)",
-    )
-    parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps... (default: a GPU if there is one)")
-    parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    add = parser.add_argument
+    add("input", nargs="+", metavar="INPUT", help="files, folders (with all below), patterns such as 'a/**/*.png'")
+    add("-o", "--output", type=Path, help="output file for a single file, else folder")
+    add("--scale", type=float, metavar="S", help="picks the model of the family; resizes the result for one in between")
+    add("--model", metavar="NAME", help=f"one of `hatlib models`, hf-hub:..., local-dir:... ({DEFAULT_MODEL})")
+    add("--checkpoint", type=Path, metavar="FILE", help="weights: .safetensors, .pth; or a model: .onnx")
+    add("--format", choices=[*FORMATS, "same"], help="of the results (default: png); same: as each input")
+    add("--quality", type=int, default=95, metavar="Q", help="of JPEG and WebP, 1 to 100 (%(default)s)")
+    add("--suffix", default="_x{scale}", help="appended to names; {scale} and {model} are filled in (%(default)s)")
+    add("--tile", type=_tile, default=256, metavar="N", help="largest tile, 0: none, auto: by memory (%(default)s)")
+    add("--overlap", type=int, metavar="N", help="pixels that tiles share at least (default: by the model)")
+    add("--batch", type=int, default=1, metavar="N", help="tiles at once, faster on a GPU (%(default)s)")
+    add("--self-ensemble", action="store_true", help="mean over eight orientations: better, eight times as long")
+    add("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="to compute in (%(default)s)")
+    add("--device", metavar="D", help="cpu, cuda, cuda:1, mps... (default: a GPU if there is one)")
+    add("--overwrite", action="store_true", help="replace outputs that exist")
+    add("--jobs", type=int, default=2, metavar="N", help="images to read and write ahead (%(default)s)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Upscales everything, lists the failures, and returns 0 if there were none."""
-    _check_input(args)
-    upscaler = _load(args)
-    jobs, skipped = _plan(args.input, args.output, upscaler.scale, args.overwrite)
-    failures: list[HatlibError] = []
+    _check(args)
+    model, label, task = _load(args)
+    scale = args.scale or model.upscale
+    suffix = _suffix(args.suffix, scale, label)
+    extension = FORMATS.get(args.format or "png")
+
+    from hatlib.cli.pipeline import Pipeline
+    from hatlib.cli.plan import plan
+    from hatlib.imageio import remove_stale
+
+    share = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # of torchrun and accelerate
+    tasks, skipped = plan(
+        args.input,
+        args.output,
+        lambda source: f"{source.stem}{suffix}{extension or source.suffix}",
+        suffix or "_out",
+        args.overwrite,
+        share,
+    )
+    for folder in {task.target.parent for task in tasks if isinstance(task.target, Path)}:
+        remove_stale(folder)
+    hints: dict[str, str] = {}
+
+    def look(path: Path, header: Header) -> None:
+        if header.kind == "jpeg" and task == "sr":
+            hints.setdefault("jpeg", _jpeg_hint(path, label))
+
     with _progress() as progress:
-        everything = progress.add_task("images", total=len(jobs), visible=len(jobs) > 1)
-        for source, target in jobs:
-            interruption.check()
-            try:
-                if isinstance(target, HatlibError):
-                    raise target
-                _upscale_file(upscaler, source, target, progress)
-                print(target, flush=True)
-            except HatlibError as error:
-                if not args.input.is_dir():
-                    raise
-                failures.append(error)
-            progress.advance(everything)
+        pipeline = Pipeline(
+            _upscaler(args, model),
+            resize=scale / model.upscale,
+            quality=args.quality,
+            jobs=args.jobs,
+            look=look,
+            report=lambda path: print(path, flush=True),
+        )
+        failures = pipeline.run(tasks, progress)
+    for hint in filter(None, hints.values()):
+        print(hint, file=sys.stderr)
+    total = skipped + len(tasks)
+    if failures and total == 1 and share[1] == 1 and not Path(args.input[0]).is_dir():
+        raise failures[0]
     if skipped:
-        print(f"{skipped} of {skipped + len(jobs)} skipped: output exists (--overwrite replaces it)", file=sys.stderr)
+        print(f"{skipped} of {total} skipped: output exists (--overwrite replaces it)", file=sys.stderr)
     if failures:
-        print(f"{len(failures)} of {skipped + len(jobs)} images failed:", file=sys.stderr)
+        print(f"{len(failures)} of {total} images failed:", file=sys.stderr)
         for error in failures:
             print(f"  {error}", file=sys.stderr)
     return 1 if failures else 0
 
 
-def _check_input(args: argparse.Namespace) -> None:
+def _tile(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+def _check(args: argparse.Namespace) -> None:
     """Refuses what is wrong whatever the model: loading one takes seconds."""
-    if not args.input.exists():
-        raise HatlibError(f"There is no file or folder '{args.input}'.")
-    if args.tile < 0:
-        raise HatlibError(f"--tile takes a number of pixels, or 0 for whole images, not {args.tile}.")
-    if args.output is not None and args.input.is_file():
-        _target_of(args.input, args.output, 1)
-    if args.output is not None and args.input.is_dir() and args.output.exists() and not args.output.is_dir():
-        raise HatlibError(f"Cannot write the images of a folder to '{args.output}': it is a file.")
+    if isinstance(args.tile, int) and args.tile < 0:
+        raise HatlibError(f"--tile takes a number of pixels, 0 for whole images, or auto, not {args.tile}.")
+    if args.scale is not None and not (math.isfinite(args.scale) and args.scale > 0):
+        raise HatlibError(f"--scale takes a number above 0, not {args.scale}.")
+    if not 1 <= args.quality <= 100:
+        raise HatlibError(f"--quality is 1 to 100, not {args.quality}.")
+    if args.jobs < 1:
+        raise HatlibError(f"--jobs is 1 or more, not {args.jobs}.")
+    for entry in args.input:
+        if not Path(entry).exists() and not set("*?[") & set(entry):
+            raise HatlibError(f"There is no file or folder '{entry}'.")
+    single = len(args.input) == 1 and Path(args.input[0]).is_file()
+    if single and args.output is not None and not args.output.is_dir():
+        from hatlib.cli.plan import plan
+        from hatlib.imageio import check_output
+
+        kind = check_output(args.output)
+        if args.format not in (None, "same", kind):
+            raise HatlibError(f"'{args.output}' is to be {kind} by its name and {args.format} by --format: drop one.")
+        plan(args.input, args.output, str, "", overwrite=True)  # refuses the input itself
 
 
-def _load(args: argparse.Namespace) -> Upscaler:
+def _load(args: argparse.Namespace) -> tuple[nn.Module, str, str]:
+    """The model, what to call it, and its task ('sr', 'real', ...; empty if unknown)."""
+    from hatlib import create_model, load_checkpoint, model_info
+
+    if args.checkpoint is not None and args.model is None:
+        label = args.checkpoint.stem
+        if args.checkpoint.suffix.lower() == ".onnx":
+            from hatlib.inference import OnnxModel
+
+            return _fitting(OnnxModel(args.checkpoint), args.scale), label, ""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model = load_checkpoint(args.checkpoint)
+        for warning in caught:
+            print(f"note: {warning.message}", file=sys.stderr)
+        return _fitting(model, args.scale), label, ""
+    name = args.model or DEFAULT_MODEL
+    if ":" in name:
+        return _fitting(create_model(name, pretrained=True), args.scale), name.split("/")[-1], ""
+    if args.scale is not None and args.checkpoint is None:
+        name = model_of_scale(name, args.scale)
+    model = create_model(name, pretrained=args.checkpoint is None, checkpoint_path=args.checkpoint)
+    return _fitting(model, args.scale), name, "" if "gan" in name else model_info(name).task
+
+
+def _fitting(model: nn.Module, scale: float | None) -> nn.Module:
+    if scale is not None and not 0 < scale <= model.upscale:
+        raise HatlibError(
+            f"The model enlarges by {model.upscale}, less than --scale {scale:g}: choose another --model."
+        )
+    return model
+
+
+def model_of_scale(name: str, scale: float) -> str:
+    """The model of the same family, size and weights with the least scale that is enough.
+
+    Raises:
+        HatlibError: if there is none.
+    """
+    from hatlib import list_models, model_info
+
+    info = model_info(name)
+    stem = info.arch.removesuffix(f"x{info.scale}")
+    tag = name.partition(".")[2]
+    found = {}
+    for arch in list_models(f"{stem}x*"):
+        other = model_info(arch)
+        if other.arch == f"{stem}x{other.scale}" and (tag in other.tags if tag else other.weights):
+            found[other.scale] = f"{arch}.{tag}" if tag else arch
+    enough = [known for known in found if known >= scale]
+    if not enough:
+        largest = f"up to x{max(found)}" if found else "no pretrained weights"
+        raise HatlibError(f"For --scale {scale:g} '{name}' has {largest}; choose another --model (`hatlib models`).")
+    return found[min(enough)]
+
+
+def _upscaler(args: argparse.Namespace, model: nn.Module) -> Upscaler:
     import torch
 
-    from hatlib import create_model
     from hatlib.inference import Upscaler
 
-    model = create_model(args.model, pretrained=args.checkpoint is None, checkpoint_path=args.checkpoint)
     device = args.device
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return Upscaler(model, tile=args.tile or None, device=device)
+        cuda = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        device = cuda if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return Upscaler(
+        model,
+        tile=args.tile or None,
+        overlap=args.overlap,
+        batch=args.batch,
+        self_ensemble=args.self_ensemble,
+        dtype=None if args.dtype == "float32" else getattr(torch, args.dtype),
+        device=device,
+    )
 
 
-def _plan(source: Path, output: Path | None, scale: int, overwrite: bool) -> tuple[list[tuple], int]:
-    """Pairs of input and output, or of input and the error to list it with; and how many are done already."""
-    if source.is_file():
-        target = _target_of(source, output or source.parent, scale)
-        if target.exists() and not overwrite:
-            raise HatlibError(f"'{target}' exists; --overwrite replaces it.")
-        return [(source, target)], 0
-
-    from hatlib.imageio import SUFFIXES
-
-    files = sorted(p for p in source.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file())
-    if not files:
-        raise HatlibError(f"The folder '{source}' holds no images ({', '.join(SUFFIXES)}).")
-    folder = output or source.resolve().with_name(f"{source.resolve().name}_x{scale}")
+def _suffix(template: str, scale: float, label: str) -> str:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HatlibError(f"Cannot make the folder '{folder}': {error.strerror}.") from error
-    owners: dict[Path, Path] = {}
-    jobs, skipped = [], 0
-    for file in files:
-        try:
-            target = _target_of(file, folder, scale)
-            if (owner := owners.setdefault(target, file)) != file:
-                raise HatlibError(f"'{owner}' and '{file}' would both become '{target}': rename one of them.")
-        except HatlibError as error:
-            jobs.append((file, error))
-            continue
-        if target.exists() and not overwrite:
-            skipped += 1
-        else:
-            jobs.append((file, target))
-    return jobs, skipped
+        suffix = template.format(scale=f"{scale:g}", model=label)
+    except (KeyError, IndexError, ValueError) as error:
+        raise HatlibError(f"--suffix '{template}' may hold {{scale}} and {{model}}, and no other braces.") from error
+    if "/" in suffix or os.sep in suffix or "\0" in suffix:
+        raise HatlibError(f"--suffix '{template}' is part of a file name and can't hold a separator of folders.")
+    return suffix
 
 
-def _target_of(source: Path, output: Path, scale: int) -> Path:
-    """Output file of one input: `output` itself, or the default name in it if it is a folder."""
-    from hatlib.imageio import check_output
-
-    target = output / f"{source.stem}_x{scale}.png" if output.is_dir() else output
-    check_output(target)
-    if target.exists() and target.samefile(source):
-        raise HatlibError(f"The output '{target}' is the input itself: choose another name.")
-    return target
-
-
-def _upscale_file(upscaler: Upscaler, source: Path, target: Path, progress: Progress) -> None:
-    import torch
-
-    from hatlib.imageio import check_output, read_image, write_image
-
-    image = read_image(source)
-    check_output(target, image)
-    task = progress.add_task(source.name, total=None)
-
-    def tile_done(done: int, total: int) -> None:
-        interruption.check()
-        progress.update(task, completed=done, total=total)
+def _jpeg_hint(path: Path, label: str) -> str:
+    from hatlib import model_info
 
     try:
-        pixels = upscaler(image.pixels, progress=tile_done)
-        write_image(target, image.with_pixels(pixels))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise HatlibError(f"Not enough memory for '{source}': choose a smaller --tile than {upscaler.tile}.") from error
-    finally:
-        progress.remove_task(task)
+        model_info(REAL_WORLD_MODEL)
+    except HatlibError:
+        return ""
+    return (
+        f"note: '{path}' is a JPEG, and {label} was trained on clean images, so it sharpens compression artifacts too; "
+        f"for photos as cameras and the web give them there is --model {REAL_WORLD_MODEL}."
+    )
 
 
 def _progress() -> Progress:

@@ -1,7 +1,24 @@
-"""Image files in and out: PNG, JPEG, WebP, TIFF, BMP and PNM, 8 and 16 bit, with alpha and metadata."""
+"""Image files in and out: PNG, JPEG, WebP, TIFF, BMP and PNM, 8 and 16 bit, with alpha and metadata.
 
-from hatlib.imageio.image import SUFFIXES, Image
-from hatlib.imageio.read import read_image
-from hatlib.imageio.write import check_output, write_image
+`read_image` and `write_image` for images that fit into memory, `open_image` and `image_writer` for rows of any.
+"""
 
-__all__ = ["SUFFIXES", "Image", "check_output", "read_image", "write_image"]
+from hatlib.imageio.atomic import remove_stale
+from hatlib.imageio.image import SUFFIXES, Header, Image
+from hatlib.imageio.read import ImageReader, open_image, read_image
+from hatlib.imageio.write import ROW_WISE, ImageWriter, check_output, image_writer, write_image
+
+__all__ = [
+    "ROW_WISE",
+    "SUFFIXES",
+    "Header",
+    "Image",
+    "ImageReader",
+    "ImageWriter",
+    "check_output",
+    "image_writer",
+    "open_image",
+    "read_image",
+    "remove_stale",
+    "write_image",
+]

@@ -1,6 +1,20 @@
-"""Running a model on images: any size, whole or in blended tiles, gray, colour and alpha."""
+"""Running a model on images: any size, whole or in blended tiles, gray, colour and alpha, in memory or beyond it."""
 
-from hatlib.inference.tiling import Span, blend_weights, tile_spans, tiled
+from hatlib.inference.memory import auto_tile, free_bytes
+from hatlib.inference.onnx import OnnxModel
+from hatlib.inference.runner import default_overlap
+from hatlib.inference.tiling import Span, blend_weights, tile_spans, tiled, tiled_strips
 from hatlib.inference.upscaler import Upscaler
 
-__all__ = ["Span", "Upscaler", "blend_weights", "tile_spans", "tiled"]
+__all__ = [
+    "OnnxModel",
+    "Span",
+    "Upscaler",
+    "auto_tile",
+    "blend_weights",
+    "default_overlap",
+    "free_bytes",
+    "tile_spans",
+    "tiled",
+    "tiled_strips",
+]

@@ -7,8 +7,8 @@ and the weight of a pixel is the product of its two axes, so tiles are simply ad
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 
@@ -78,57 +78,110 @@ def blend_weights(spans: list[Span], scale: int = 1) -> list[torch.Tensor]:
     return [w / total[start * scale : stop * scale] for w, (start, stop) in zip(weights, spans, strict=True)]
 
 
-def tiled(
+def tiled_strips(
     function: Callable[[torch.Tensor], torch.Tensor],
-    x: torch.Tensor,
+    read: Callable[[int, int], torch.Tensor],
+    size: tuple[int, int],
     *,
     scale: int,
     tile: int | None = None,
     overlap: int = 0,
     multiple: int = 1,
+    batch: int = 1,
     progress: Callable[[int, int], None] | None = None,
-) -> torch.Tensor:
-    """Applies a function that enlarges images by `scale` tile by tile; the function itself if one tile is enough.
+) -> Iterator[torch.Tensor]:
+    """Applies a function tile by tile and gives the result in strips from top to bottom, as soon as each is finished.
 
-    An error in a tile is raised, never skipped.
+    Only one row of tiles is in memory. An error in a tile is raised, never skipped.
 
     Args:
         function: maps (B, C, h, w) to (B, C', scale * h, scale * w), any h and w.
-        x: the image; the result has its device and type.
+        read: read(start, stop) gives these rows of the image, (B, C, stop - start, W); it is asked from top to bottom,
+            and for rows that neighbouring tiles share twice.
+        size: height and width of the image.
         scale: enlargement of the function.
         tile: largest tile in input pixels, None for the whole image.
         overlap: least number of input pixels that neighbouring tiles share.
         multiple: tiles start at multiples of this.
+        batch: tiles of a row that are handed to the function at once, if of equal size.
         progress: called as progress(done, total) after each tile.
+
+    Yields:
+        Strips (B, C', h, scale * W), together scale * H rows, of the device and type of what `read` gives.
+
+    Raises:
+        HatlibError: if the tile is not larger than the overlap, or the function gives another size.
+    """
+    rows = tile_spans(size[0], tile, overlap, multiple)
+    columns = tile_spans(size[1], tile, overlap, multiple)
+    row_weights = blend_weights(rows, scale)
+    column_weights = blend_weights(columns, scale)
+    groups = _equal_neighbours(columns, batch)
+    done, total = 0, len(rows) * len(columns)
+    carried = None  # rows of the result that the next row of tiles adds to
+    for i, (top, bottom) in enumerate(rows):
+        x = read(top, bottom)
+        strip = None
+        for group in groups:
+            parts = [x[:, :, :, columns[j].start : columns[j].stop] for j in group]
+            expected = [side * scale for side in parts[0].shape[2:]]
+            y = function(torch.cat(parts) if len(parts) > 1 else parts[0]).to(x)
+            if list(y.shape[2:]) != expected:
+                raise HatlibError(
+                    f"The model made {tuple(y.shape[2:])} of {tuple(parts[0].shape[2:])} instead of x{scale}."
+                )
+            if total == 1:
+                strip = y
+            else:
+                if strip is None:
+                    strip = y.new_zeros(x.shape[0], y.shape[1], expected[0], size[1] * scale)
+                for j, part in zip(group, y.chunk(len(group)), strict=True):
+                    weight = (row_weights[i][:, None] * column_weights[j]).to(part)
+                    strip[:, :, :, columns[j].start * scale : columns[j].stop * scale] += part * weight
+            done += len(group)
+            if progress is not None:
+                progress(done, total)
+        if carried is not None:
+            strip[:, :, : carried.shape[2]] += carried
+        finished = ((rows[i + 1].start if i + 1 < len(rows) else bottom) - top) * scale
+        carried = strip[:, :, finished:].clone()
+        yield strip[:, :, :finished]
+
+
+def tiled(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, **options: Any) -> torch.Tensor:
+    """`tiled_strips` for an image in memory: applies a function tile by tile, or to all if one tile is enough.
+
+    Args:
+        function: maps (B, C, h, w) to (B, C', scale * h, scale * w), any h and w.
+        x: the image; the result has its device and type.
+        **options: scale, tile, overlap, multiple, batch, progress, as for `tiled_strips`.
 
     Shape:
         x: (B, C, H, W); result: (B, C', scale * H, scale * W).
 
     Raises:
-        HatlibError: if the tile is not larger than the overlap, or the function gives another size.
+        HatlibError: as `tiled_strips`.
     """
-    rows = tile_spans(x.shape[2], tile, overlap, multiple)
-    columns = tile_spans(x.shape[3], tile, overlap, multiple)
-    total = len(rows) * len(columns)
-    row_weights = blend_weights(rows, scale)
-    column_weights = blend_weights(columns, scale)
-    result = None
-    for index in range(total):
-        i, j = divmod(index, len(columns))
-        (top, bottom), (left, right) = rows[i], columns[j]
-        part = function(x[:, :, top:bottom, left:right])
-        if part.shape[2:] != ((bottom - top) * scale, (right - left) * scale):
-            raise HatlibError(
-                f"The model made {tuple(part.shape[2:])} of {(bottom - top, right - left)} pixels instead of x{scale}."
-            )
-        if total == 1:
-            result = part.to(x)
-        else:
-            part = part.to(x)
-            if result is None:
-                result = x.new_zeros(x.shape[0], part.shape[1], x.shape[2] * scale, x.shape[3] * scale)
-            weight = (row_weights[i][:, None] * column_weights[j]).to(part)
-            result[:, :, top * scale : bottom * scale, left * scale : right * scale] += part * weight
-        if progress is not None:
-            progress(index + 1, total)
+    result, filled = None, 0
+    size = (x.shape[2], x.shape[3])
+    for strip in tiled_strips(function, lambda start, stop: x[:, :, start:stop], size, **options):
+        height = size[0] * options["scale"]
+        if strip.shape[2] == height:
+            return strip
+        if result is None:
+            result = strip.new_empty(*strip.shape[:2], height, strip.shape[3])
+        result[:, :, filled : filled + strip.shape[2]] = strip
+        filled += strip.shape[2]
     return result
+
+
+def _equal_neighbours(spans: list[Span], batch: int) -> list[list[int]]:
+    """Indices of the tiles of an axis, in groups of up to `batch` of equal length."""
+    groups: list[list[int]] = []
+    for index, span in enumerate(spans):
+        last = spans[groups[-1][0]] if groups else None
+        if last and len(groups[-1]) < batch and last.stop - last.start == span.stop - span.start:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
