@@ -1,17 +1,18 @@
-"""PSNR and SSIM against plain numpy loops, and on the benchmark images where they are at hand."""
+"""PSNR and SSIM against plain numpy loops; means over images and processes."""
 
+import json
 import math
-import os
-from pathlib import Path
+import subprocess
+import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from hatlib.data import imresize
+import hatlib.metrics
 from hatlib.errors import HatlibError
-from hatlib.metrics import psnr, rgb_to_y, ssim
+from hatlib.metrics import exact_mean, functional, lpips, psnr, rgb_to_y, sr_metrics, ssim
 
 
 def images(*shape, seed=0, noise=0.1):
@@ -74,6 +75,33 @@ def test_ssim_equals_formula(channels, border, y_channel):
         assert value.item() == pytest.approx(expected, abs=1e-9)
 
 
+# BasicSR 1.4.2 (metrics/psnr_ssim.py: calculate_psnr, calculate_ssim; opencv 5.0) on the images of `seeded`, its BGR
+# arrays with crop_border and test_y_channel as here: size, border, on luma, seed, PSNR, SSIM.
+BASICSR = [
+    ((32, 40, 3), 4, True, 0, 31.529003294794467, 0.9866142303351912),
+    ((33, 47, 3), 3, True, 1, 31.44835026751204, 0.9880064158095272),
+    ((31, 29, 3), 2, False, 2, 26.798111962227523, 0.9873306782814205),
+    ((24, 25, 1), 2, False, 3, 27.112105944660275, 0.98793166906169),
+    ((11, 11, 3), 0, True, 4, 32.56267853495373, 0.9926414172537199),
+    ((15, 13, 3), 1, True, 5, 31.528419871440356, 0.9891592064064052),
+]
+
+
+def seeded(size, seed):
+    """A random image and a noisier one, uint8."""
+    rng = np.random.default_rng(seed)
+    target = rng.integers(0, 256, size, dtype=np.uint8)
+    preds = np.clip(target + rng.integers(-20, 21, size), 0, 255).astype(np.uint8)
+    return [torch.from_numpy(image).permute(2, 0, 1)[None] for image in (preds, target)]
+
+
+@pytest.mark.parametrize("size, border, y_channel, seed, expected_psnr, expected_ssim", BASICSR)
+def test_equal_to_basicsr(size, border, y_channel, seed, expected_psnr, expected_ssim):
+    pair = seeded(size, seed)
+    assert psnr(*pair, border=border, y_channel=y_channel).item() == pytest.approx(expected_psnr, abs=1e-5)
+    assert ssim(*pair, border=border, y_channel=y_channel).item() == pytest.approx(expected_ssim, abs=1e-6)
+
+
 def test_equal_images():
     _, target = images(1, 3, 12, 12)
     assert psnr(target, target).item() == math.inf
@@ -111,16 +139,107 @@ def test_ssim_needs_a_window():
         ssim(x, x, border=3)
 
 
-@pytest.mark.skipif("HATLIB_DATA" not in os.environ, reason="HATLIB_DATA names no folder with Set5 and Set14")
-@pytest.mark.parametrize(
-    "name,scale,expected",
-    [("Set5", 2, 33.673), ("Set5", 3, 30.403), ("Set5", 4, 28.429)]
-    + [("Set14", 2, 30.325), ("Set14", 3, 27.631), ("Set14", 4, 26.088)],
-)
-def test_bicubic_on_benchmarks(name, scale, expected):
+@pytest.mark.parametrize("name, function", [("PSNR", psnr), ("SSIM", ssim)])
+def test_class_is_the_exact_mean_of_the_function(name, function):
+    metric = getattr(hatlib.metrics, name)(border=2, y_channel=False)
+    batches = [images(n, 3, 20, 24, seed=n) for n in (3, 1, 2)]
     values = []
-    for file in sorted((Path(os.environ["HATLIB_DATA"]) / name / "HR").glob("*.png")):
-        hr = torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1)[None]
-        hr = hr[..., : hr.shape[-2] // scale * scale, : hr.shape[-1] // scale * scale]
-        values.append(psnr(imresize(imresize(hr, 1 / scale), scale), hr, border=scale))
-    assert torch.cat(values).mean().item() == pytest.approx(expected, abs=0.0015)
+    for preds, target in batches:
+        batch = function(preds, target, border=2, y_channel=False)
+        assert metric(preds, target).item() == exact_mean(batch.tolist())
+        values += batch.tolist()
+    expected = math.fsum(values) / 6
+    assert metric.compute().item() == expected
+    metric.reset()
+    for preds, target in reversed(batches):
+        metric.update(preds.flip(0), target.flip(0))
+    assert metric.compute().item() == expected
+    metric.reset()
+    with pytest.raises(HatlibError, match=f"{name} has seen no images"):
+        metric.compute()
+
+
+def test_sr_metrics():
+    preds, target = images(2, 3, 24, 26)
+    found = sr_metrics(4)(preds, target)
+    assert found["psnr"].item() == exact_mean(psnr(preds, target, border=4).tolist())
+    assert found["ssim"].item() == exact_mean(ssim(preds, target, border=4).tolist())
+    assert sr_metrics(1)(preds, target)["psnr"].item() == exact_mean(psnr(preds, target).tolist())
+    both = sr_metrics(2)
+    both.update(target, target)  # equal states of the first update must not merge the two
+    both.update(preds, target)
+    assert both.compute()["psnr"].item() == math.inf and both.compute()["ssim"].item() < 1
+
+
+def on_two_processes(rank, folder):
+    """Three images on one process, two on the other, and a metric that only one of them fed."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    preds, target = images(5, 3, 20, 24, seed=8)
+    metrics = sr_metrics(2)
+    for i in range(rank, 5, 2):
+        metrics.update(preds[i : i + 1], target[i : i + 1])
+    lonely = hatlib.metrics.PSNR()
+    if rank == 0:
+        lonely.update(preds, target)
+    values = [*metrics.compute().values(), lonely.compute()]
+    (folder / f"{rank}.json").write_text(json.dumps([value.item() for value in values]))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_give_the_mean_of_one(tmp_path):
+    torch.multiprocessing.start_processes(on_two_processes, (tmp_path,), nprocs=2, start_method="spawn")
+    preds, target = images(5, 3, 20, 24, seed=8)
+    functions = (partial(psnr, border=2), partial(ssim, border=2), psnr)
+    expected = [math.fsum(function(preds, target).tolist()) / 5 for function in functions]
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [expected, expected]
+
+
+def untrained(monkeypatch):
+    """torchvision's networks without the download."""
+    from torchmetrics.functional.image import lpips as module
+
+    original = module._get_tv_model_features
+    monkeypatch.setattr(module, "_get_tv_model_features", lambda net, pretrained=False: original(net, False))
+    functional._lpips_network.cache_clear()
+
+
+def test_lpips_equals_torchmetrics(monkeypatch):
+    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
+
+    untrained(monkeypatch)
+    preds, target = images(2, 3, 48, 40)
+    torch.manual_seed(0)
+    values = lpips(preds, target, border=4)
+    rounded = preds.clamp(0, 1).mul(255).round() / 255
+    inner = [x[..., 4:-4, 4:-4] for x in (rounded, target / 255)]
+    torch.manual_seed(0)
+    expected = learned_perceptual_image_patch_similarity(*inner, net_type="alex", normalize=True)
+    assert values.shape == (2,) and values.mean().item() == pytest.approx(expected.item(), rel=1e-5)
+    metric = hatlib.metrics.LPIPS(border=4)
+    assert metric(preds, target).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert lpips(target, target).abs().max() == 0
+    functional._lpips_network.cache_clear()
+
+
+def test_lpips_says_what_is_missing(monkeypatch):
+    def offline(net, pretrained=False):
+        raise OSError("no route to host")
+
+    from torchmetrics.functional.image import lpips as module
+
+    functional._lpips_network.cache_clear()
+    monkeypatch.setattr(module, "_get_tv_model_features", offline)
+    x = torch.rand(1, 3, 40, 40)
+    with pytest.raises(HatlibError, match="can't be downloaded .no route to host.; .* put the file into .*checkpoints"):
+        lpips(x, x)
+    with pytest.raises(HatlibError, match="'alex', 'vgg' and 'squeeze', not 'resnet'"):
+        lpips(x, x, net="resnet")
+    with pytest.raises(HatlibError, match="RGB images of at least 32x32"):
+        lpips(x[..., :20], x[..., :20])
+
+
+def test_torchmetrics_waits_for_its_classes():
+    code = "import sys, hatlib.metrics; print('torchmetrics' in sys.modules, hasattr(hatlib.metrics, 'nothing'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+    assert all(hasattr(hatlib.metrics, name) for name in hatlib.metrics.__all__)

@@ -1,5 +1,22 @@
-"""Training and evaluation data: MATLAB's bicubic resize."""
+"""Training and evaluation data: MATLAB's bicubic resize, data sets, the endless sampler.
 
+`python -m hatlib.data` cuts images into patches and checks data sets.
+"""
+
+from hatlib.data.datasets import ImagePairs, Pair, TrainingPatches, benchmark_folders
+from hatlib.data.files import ImageIndex, index_images, read_rgb
 from hatlib.data.imresize import imresize
+from hatlib.data.sampler import EndlessSampler, training_loader
 
-__all__ = ["imresize"]
+__all__ = [
+    "EndlessSampler",
+    "ImageIndex",
+    "ImagePairs",
+    "Pair",
+    "TrainingPatches",
+    "benchmark_folders",
+    "imresize",
+    "index_images",
+    "read_rgb",
+    "training_loader",
+]

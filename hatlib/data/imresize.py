@@ -6,7 +6,7 @@ the other and, for an 8-bit image, stores the intermediate image in 8 bits too.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -77,23 +77,74 @@ def _output_geometry(
 
 def _resize_dim(x: Tensor, dim: int, scale: float, out_size: int, padding: Padding) -> Tensor:
     """Resize one dimension."""
-    indices, weights = _contributions(x.shape[dim], out_size, scale, padding)
-    if x.dtype in (torch.uint8, torch.float64):
-        compute_dtype = torch.float64
-    else:
-        compute_dtype = torch.float32
-    indices, weights = indices.to(x.device), weights.to(x.device, compute_dtype)
+    indices, weights = _contributions(out_size, scale)
+    compute_dtype = torch.float64 if x.dtype in (torch.uint8, torch.float64) else torch.float32
+    weights = weights.to(x.device, compute_dtype)
     if dim == -2:
         weights = weights.unsqueeze(-1)
-    # One tap after the other: few temporaries, and the same order of summation (so the same bits) on every device.
-    result = sum(x.index_select(dim, i).to(compute_dtype).mul(w) for i, w in zip(indices, weights, strict=True))
+    first = min(int(indices.min()), 0)
+    padded = _padded(x, dim, first, max(int(indices.max()) + 1, x.shape[dim]), padding).to(compute_dtype)
+    indices -= first
+    # Of a scale such as 1/4, 3 or 2/3, the outputs k, k + period, k + 2 * period, ... take pixels at equal distances:
+    # slices, and not copies by index. One tap after the other, the same order of summation on every device.
+    period, step = _period(indices[0])
+    if period == 0:
+        result = _weighted((padded.index_select(dim, i.to(x.device)) for i in indices), weights)
+    elif period == 1:
+        result = _weighted((_every(padded, dim, int(i[0]), step, out_size) for i in indices), weights)
+    else:
+        result = padded.new_empty([out_size if d == x.ndim + dim else n for d, n in enumerate(x.shape)])
+        for phase in range(min(period, out_size)):
+            target = _every(result, dim, phase, period, len(range(phase, out_size, period)))
+            taps = (_every(padded, dim, int(i[phase]), step, target.shape[dim]) for i in indices)
+            target.copy_(_weighted(taps, weights[:, phase::period]))
     if x.dtype == torch.uint8:
         result = result.add_(0.5).floor_().clamp_(0, 255)  # after the clip: half away from zero
     return result.to(x.dtype)
 
 
-def _contributions(in_size: int, out_size: int, scale: float, padding: Padding) -> tuple[Tensor, Tensor]:
-    """For each tap and output pixel the input pixel and its weight: two tensors (taps, out_size), int64 and float64."""
+def _weighted(taps: Iterator[Tensor], weights: Tensor) -> Tensor:
+    """Sum of the taps by their weights."""
+    total = next(taps) * weights[0]
+    for tap, weight in zip(taps, weights[1:], strict=True):
+        total.addcmul_(tap, weight)
+    return total
+
+
+def _every(x: Tensor, dim: int, start: int, step: int, count: int) -> Tensor:
+    """A view of `count` positions of a dimension (-1 or -2), `step` apart."""
+    part = slice(start, start + step * (count - 1) + 1, step)
+    return x[..., part] if dim == -1 else x[..., part, :]
+
+
+def _padded(x: Tensor, dim: int, first: int, stop: int, padding: Padding) -> Tensor:
+    """The pixels from `first` to `stop` of a dimension, of which some lie outside the image."""
+    size = x.shape[dim]
+    if first == 0 and stop == size:
+        return x
+    indices = torch.arange(first, stop, device=x.device)
+    if padding == "replicate":
+        indices = indices.clamp(0, size - 1)
+    else:
+        indices = indices.remainder(2 * size)
+        indices = torch.minimum(indices, 2 * size - 1 - indices)
+    return x.index_select(dim, indices)
+
+
+def _period(indices: Tensor) -> tuple[int, int]:
+    """After how many outputs the indices have moved by a constant number of pixels, and by how many; 0 if never."""
+    for period in range(1, 9):
+        distances = indices[period:] - indices[:-period]
+        if len(distances) == 0 or (distances == distances[0]).all():
+            return period, int(distances[0]) if len(distances) else 1
+    return 0, 0
+
+
+def _contributions(out_size: int, scale: float) -> tuple[Tensor, Tensor]:
+    """For each tap and output pixel the input pixel and its weight: two tensors (taps, out_size), int64 and float64.
+
+    Pixels outside the image have indices below 0, and from its size on.
+    """
     stretch = min(scale, 1.0)  # shrinking widens the kernel: antialiasing
     kernel_width = 4 / stretch
     # Positions count pixels from 1 as in MATLAB, so that the arithmetic, and its rounding, is the same.
@@ -102,14 +153,8 @@ def _contributions(in_size: int, out_size: int, scale: float, padding: Padding) 
     indices = torch.floor(u - kernel_width / 2) + torch.arange(taps, dtype=torch.float64).unsqueeze(1)
     weights = _keys_cubic(stretch * (u - indices))
     weights /= weights.sum(0)
-    indices = indices.long() - 1
-    if padding == "replicate":
-        indices = indices.clamp(0, in_size - 1)
-    else:
-        indices = indices.remainder(2 * in_size)
-        indices = torch.minimum(indices, 2 * in_size - 1 - indices)
     used = weights.any(1)
-    return indices[used], weights[used]
+    return indices[used].long() - 1, weights[used]
 
 
 def _keys_cubic(x: Tensor) -> Tensor:

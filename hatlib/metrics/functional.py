@@ -4,11 +4,29 @@ The protocol of the papers: the output is clamped and rounded to 8 bits, `scale`
 and both images are compared on the luma of BT.601, which is not rounded. Each of these is worth 0.001 to 1.6 dB.
 """
 
+import functools
+import math
+from collections.abc import Iterable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from hatlib.errors import HatlibError
+
+__all__ = ["exact_mean", "lpips", "psnr", "rgb_to_y", "ssim"]
+
+
+def exact_mean(values: Iterable[float]) -> float:
+    """The mean, from a sum without rounding errors: the order of the values does not matter.
+
+    Raises:
+        HatlibError: If there are no values.
+    """
+    values = list(values)
+    if not values:
+        raise HatlibError("There are no values to take the mean of.")
+    return math.fsum(values) / len(values)
 
 
 def rgb_to_y(x: Tensor) -> Tensor:
@@ -80,6 +98,51 @@ def ssim(preds: Tensor, target: Tensor, *, border: int = 0, y_channel: bool = Tr
     return similarity.mean((1, 2, 3))
 
 
+def lpips(preds: Tensor, target: Tensor, *, net: str = "alex", border: int = 0, quantize: bool = True) -> Tensor:
+    """Perceptual distance of each image in RGB (Zhang et al., CVPR 2018, arXiv 1801.03924); lower is better.
+
+    Through torchmetrics, which carries the weights of the distance; torchvision downloads those of the network at
+    first use.
+
+    Args:
+        preds: Restored images, floating point in [0, 1] or uint8.
+        target: The originals, likewise.
+        net: 'alex' (what papers report), 'vgg' or 'squeeze'.
+        border: Pixels left out at every border.
+        quantize: Clamp to [0, 1] and round to 8 bits first.
+
+    Returns:
+        One value per image, float32.
+
+    Shape: (B, 3, H, W), (B, 3, H, W) -> (B,)
+
+    Raises:
+        HatlibError: If the shapes differ or are not (B, 3, H, W), less than 32x32 pixels are left, or the network can't
+            be downloaded.
+    """
+    preds, target = _prepare(preds, target, border, False, quantize)
+    if preds.shape[1] != 3 or min(preds.shape[-2:]) < 32:
+        raise HatlibError(f"LPIPS takes RGB images of at least 32x32 pixels, not {tuple(preds.shape[1:])}.")
+    network = _lpips_network(net).to(preds.device)
+    # normalize: from [0, 1] to the [-1, 1] of the published network
+    return network(preds.float() / 255, target.float() / 255, normalize=True).flatten()
+
+
+@functools.lru_cache(maxsize=3)
+def _lpips_network(net: str) -> nn.Module:
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    if net not in ("alex", "vgg", "squeeze"):
+        raise HatlibError(f"LPIPS has the networks 'alex', 'vgg' and 'squeeze', not {net!r}.")
+    try:
+        return LearnedPerceptualImagePatchSimilarity(net_type=net).net.eval()
+    except OSError as error:  # URLError among them
+        raise HatlibError(
+            f"LPIPS needs torchvision's weights of {net!r}, which can't be downloaded ({error}); where there is no "
+            f"internet, put the file into '{torch.hub.get_dir()}/checkpoints'."
+        ) from error
+
+
 def _prepare(preds: Tensor, target: Tensor, border: int, y_channel: bool, quantize: bool) -> tuple[Tensor, Tensor]:
     """Both images cropped and in 8-bit units, float64."""
     if preds.shape != target.shape or preds.ndim != 4:
@@ -93,6 +156,8 @@ def _prepare(preds: Tensor, target: Tensor, border: int, y_channel: bool, quanti
     images = []
     for x in (preds, target):
         x = x[..., border : h - border, border : w - border]
+        if x.device.type == "mps":  # which has no float64
+            x = x.cpu()
         x = x.double() / 255 if x.dtype == torch.uint8 else x.double()
         if quantize:
             x = x.clamp(0, 1).mul(255).round() / 255
