@@ -10,7 +10,8 @@ import logging
 import os
 import pickle
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hatlib.errors import HatlibError
-from hatlib.registry import find_arch, known_hashes, recognise, registered_build
+from hatlib.registry import find_arch, known_hashes, recognise, registered_build, tuples
 
 __all__ = [
     "LoadReport",
@@ -87,7 +88,8 @@ def read_state_dict(path: str | Path, ema: bool | None = None) -> dict[str, Tens
         ema: whether to take the averaged weights (`params_ema`); if None, they are preferred to the others.
 
     Raises:
-        HatlibError: if there is no such file, it is no weight file, it is damaged, or it wants to run code.
+        HatlibError: if there is no such file, it can't be read, it is no weight file, it is damaged, or it wants to run
+            code.
     """
     path = Path(path)
     if not path.is_file():
@@ -105,7 +107,9 @@ def read_state_dict(path: str | Path, ema: bool | None = None) -> dict[str, Tens
                 "ask for the bare weights, best as .safetensors."
             ) from error
         raise _damaged(path) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise _damaged(path) from error
 
 
@@ -129,9 +133,9 @@ def unwrap_state_dict(checkpoint: Any, ema: bool | None = None) -> dict[str, Ten
     if not weights:
         raise HatlibError("it holds no weights.")
     state_dict = dict(weights)
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in state_dict):
-            state_dict = {name.removeprefix(prefix): value for name, value in state_dict.items()}
+    # Wrappers nest in any order.
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state_dict)), ""):
+        state_dict = {name.removeprefix(prefix): value for name, value in state_dict.items()}
     return state_dict
 
 
@@ -167,9 +171,12 @@ def write_state_dict(
 
 
 def load_weights(
-    model: nn.Module, path: str | Path, *, strict: bool = True, adapt: bool = False, skip: Collection[str] = ()
+    model: nn.Module, path: str | Path, *, strict: bool = True, adapt: bool = False, skip: tuple[str, ...] = ()
 ) -> LoadReport:
     """Loads a weight file, published key layouts included, into a model that exists.
+
+    The model keeps its own constructor arguments: where a file of hatlib's tells others that change the result, a
+    warning says so.
 
     Args:
         model: takes the weights; they are converted to its type and device.
@@ -177,14 +184,22 @@ def load_weights(
         strict: refuse a file that has not exactly the model's parameters. Otherwise what fits is loaded (from x2 to
             x4, all but the upsampler), and what was skipped is logged and reported.
         adapt: fit the first and last convolution to the model's channel counts (`RestorationModel.adapt_state_dict`).
-        skip: parameters to leave as they are.
+        skip: parameters to leave as they are and not to read, by the beginnings of their names.
 
     Raises:
         HatlibError: if the file can't be read or does not fit; the model is left as it was.
     """
+    own = dict(getattr(model, "_arguments", {}))  # as they were before the weights brought a mean with them
     report = load_state_dict(model, read_state_dict(path), str(path), strict=strict, adapt=adapt, skip=skip)
-    if not strict and not report.complete:
-        _logger.warning("%s: loaded %d keys; %s.", path, len(report.loaded), report)
+    told = {name: tuples(value) for name, value in read_header(path).get("model_args", {}).items()}
+    names = [name for name in getattr(model, "not_in_weights", ()) if name in told.keys() & own.keys()]
+    if differing := [name for name in names if told[name] != tuples(own[name])]:
+        values = ", ".join(f"{name}={told[name]}" for name in differing)
+        warnings.warn(
+            f"{Path(path).name} was saved with {values}, but the model has "
+            f"{', '.join(f'{name}={own[name]}' for name in differing)}; load_checkpoint reads them from the file.",
+            stacklevel=2,
+        )
     return report
 
 
@@ -195,27 +210,56 @@ def load_state_dict(
     *,
     strict: bool = True,
     adapt: bool = False,
-    skip: Collection[str] = (),
+    skip: tuple[str, ...] = (),
 ) -> LoadReport:
     """`load_weights` of a state dict; `source` says in messages where it is from."""
     if hasattr(model, "convert_state_dict"):
         state_dict = model.convert_state_dict(state_dict)
-    if adapt and hasattr(model, "adapt_state_dict"):
-        state_dict = model.adapt_state_dict(state_dict)
-    own = {name: value for name, value in model.state_dict().items() if name not in skip}
-    fitting = {name: v for name, v in state_dict.items() if name in own and own[name].shape == v.shape}
+    state_dict = {name: value for name, value in state_dict.items() if not name.startswith(skip)}
+    with _as_it_was_on_error(model):
+        if adapt and hasattr(model, "adapt_state_dict"):
+            state_dict = model.adapt_state_dict(state_dict)
+        report = check_fit(model, state_dict, source, strict=strict, skip=skip)
+    model.load_state_dict({name: state_dict[name] for name in report.loaded}, strict=False)
+    return report
+
+
+def check_fit(
+    model: nn.Module, state_dict: Mapping[str, Tensor], source: str, *, strict: bool = True, skip: tuple[str, ...] = ()
+) -> LoadReport:
+    """What loading a state dict in the model's own layout would do, logged if that is not all.
+
+    Raises:
+        HatlibError: if nothing fits, or `strict` and not everything does.
+    """
+    own = {name: value for name, value in model.state_dict().items() if not name.startswith(skip)}
+    fitting = tuple(name for name, value in state_dict.items() if name in own and own[name].shape == value.shape)
     report = LoadReport(
-        loaded=tuple(fitting),
+        loaded=fitting,
         missing=tuple(name for name in own if name not in state_dict),
-        unexpected=tuple(name for name in state_dict if name not in own and name not in skip),
-        mismatched=tuple(name for name in state_dict if name in own and name not in fitting),
+        unexpected=tuple(name for name in state_dict if name not in own),
+        mismatched=tuple(name for name in state_dict if name in own and own[name].shape != state_dict[name].shape),
         dtype=next((value.dtype for value in state_dict.values() if value.is_floating_point()), None),
     )
     if not fitting or (strict and not report.complete):
         advice = "; load_weights(strict=False) loads what fits" if fitting and not skip else ""
         raise HatlibError(f"{source!r} does not fit {type(model).__name__} as it was configured: {report}{advice}.")
-    model.load_state_dict(fitting, strict=False)
+    if not report.complete:
+        _logger.warning("%s: loaded %d keys; %s.", source, len(report.loaded), report)
     return report
+
+
+@contextmanager
+def _as_it_was_on_error(model: nn.Module) -> Iterator[None]:
+    """Takes back the mean that adapted weights gave to a model which then refused them."""
+    mean, arguments = getattr(model, "mean_values", None), dict(getattr(model, "_arguments", {}))
+    try:
+        yield
+    except HatlibError:
+        if getattr(model, "mean_values", None) != mean:
+            model.set_mean(mean)
+            model._arguments.update(arguments)
+        raise
 
 
 def load_checkpoint(
@@ -237,29 +281,37 @@ def load_checkpoint(
     Raises:
         HatlibError: if the file can't be read, or nobody recognises it.
     """
+    model, saved_dtype = load_recognised(path, ema, True, overrides)
+    return model.to(dtype=saved_dtype if dtype == "auto" else dtype).eval()
+
+
+def load_recognised(
+    path: str | Path, ema: bool | None, strict: bool, overrides: Mapping[str, Any]
+) -> tuple[nn.Module, torch.dtype | None]:
+    """`load_checkpoint` in float32, and the type of the file's weights; `strict` as in `load_weights`."""
     state_dict = read_state_dict(path, ema)
     header = read_header(path)
     found = recognise(state_dict)
     if found is None and "architecture" not in header:
         from hatlib.foreign import load_foreign
 
-        return load_foreign(state_dict, str(path), overrides)
+        return load_foreign(state_dict, str(path), dict(overrides)), None
     told = {**(found[1] if found else {}), **header.get("model_args", {})}
     arguments = {**told, **overrides}
     if not (arch := header.get("architecture", "")):
         arch, _ = find_arch(found[0], arguments, getattr(found[0], "not_of_the_network", ()))
     model = registered_build(arch, told, overrides) if arch else found[0](**arguments)
     adapt = bool(overrides.keys() & {"in_chans", "out_chans"})
-    report = load_state_dict(model, state_dict, str(path), adapt=adapt)
+    report = load_state_dict(model, state_dict, str(path), strict=strict, adapt=adapt)
     guessed = [name for name in getattr(model, "not_in_weights", ()) if name not in arguments]
     if guessed and sha256(path) not in known_hashes():
         values = ", ".join(f"{name}={model.config['model_args'][name]}" for name in guessed)
         warnings.warn(
             f"{Path(path).name} does not tell {', '.join(guessed)}: taken as {values}. If it was trained with others, "
             "pass them to load_checkpoint.",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return model.to(dtype=report.dtype if dtype == "auto" else dtype).eval()
+    return model.eval(), report.dtype
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -269,7 +321,9 @@ def read_header(path: str | Path) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+    except OSError as error:
+        raise _unreadable(Path(path), error) from error
+    except (SafetensorError, ValueError) as error:
         raise _damaged(Path(path)) from error
     return header if isinstance(header, dict) else {}
 
@@ -285,6 +339,10 @@ def sha256(path: str | Path) -> str:
 
 def _damaged(path: Path) -> HatlibError:
     return HatlibError(f"{str(path)!r} is not a weight file, or it is damaged; download it again.")
+
+
+def _unreadable(path: Path, error: OSError) -> HatlibError:
+    return HatlibError(f"{str(path)!r} can't be read: {error.strerror or error}.")
 
 
 def _listed(what: str, names: tuple[str, ...]) -> str:

@@ -3,11 +3,16 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["HatlibError", "near_names"]
+__all__ = ["HatlibError", "first_line", "near_names"]
 
 
 class HatlibError(ValueError):
     """Input that hatlib can't work with; the message is one sentence that says what to do about it."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's exception says, for our sentences: its first line without a full stop, or its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
 
 
 def near_names(name: str, known: Iterable[str], n: int = 5) -> str:

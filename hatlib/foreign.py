@@ -57,8 +57,8 @@ def load_foreign(state_dict: dict[str, Tensor], source: str, overrides: dict[str
         from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
     except ImportError as error:
         raise HatlibError(
-            f"{source!r} is of no architecture that hatlib has; with the extra, pip install 'hatlib[spandrel]', it may "
-            "be one of spandrel's."
+            f"{source!r} is of no architecture that hatlib has; it may be one of spandrel's, for which install "
+            "the extra 'spandrel' of hatlib (pip install '.[spandrel]' in its checkout)."
         ) from error
     if overrides:
         raise HatlibError(f"{source!r} is of no architecture that hatlib has, so it takes no {', '.join(overrides)}.")

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save
 from torch import Tensor, nn
 
 import hatlib
+from hatlib.checkpoint import write_state_dict
 from hatlib.data import imresize
 from hatlib.metrics import psnr
 
@@ -145,6 +145,8 @@ def main() -> None:
 
     train, val = load_pairs(args.hr, args.scale), load_pairs(args.val, args.scale)
     train = {k: (lr, hr) for k, (lr, hr) in train.items() if min(lr.shape[1:]) >= args.patch}
+    if not train:
+        raise SystemExit(f"No image in {args.hr} is as large as a patch of {args.scale * args.patch} pixels.")
     bicubic = validate(lambda lr: imresize(lr, args.scale), val, args.scale)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{arch}: {parameters} parameters, {len(train)} images, from update {start} to {args.updates}")
@@ -154,10 +156,10 @@ def main() -> None:
         exported = hatlib.create_model(arch).eval()  # what is measured is what is written, in half precision
         exported.load_state_dict(weights)
         ours = validate(lambda lr: exported(lr.float() / 255), val, args.scale)
-        print(f"update {update}: {args.val.parent.name} PSNR-Y {ours:.3f} dB (bicubic {bicubic:.3f} dB)", flush=True)
-        metadata = {"format": "pt", "arch": arch, "updates": update, "data": args.hr.name, "psnr_y": round(ours, 3)}
-        metadata = {k: str(v) for k, v in metadata.items()}
-        replace(args.out / f"{arch}.safetensors", lambda file: file.write_bytes(save(weights, metadata)))
+        print(f"update {update}: {args.val} PSNR-Y {ours:.3f} dB (bicubic {bicubic:.3f} dB)", flush=True)
+        header = {key: exported.config[key] for key in ("architecture", "model_args")}  # what weights don't tell
+        header |= {"updates": update, "data": args.hr.name, "psnr_y": round(ours, 3)}
+        write_state_dict(weights, args.out / f"{arch}.safetensors", header)
         return ours
 
     if start == 0:

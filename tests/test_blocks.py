@@ -1,9 +1,11 @@
 """The blocks alone: shapes, meaning, and their use in a stranger's network."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import relative_error
-from torch import nn
 from torch.nn import functional as F
 
 from hatlib import HatlibError, blocks
@@ -111,13 +113,17 @@ def test_training_keeps_no_scores():
 @pytest.mark.parametrize("size", [(8, 8), (8, 40), (24, 16)])
 def test_strips_change_nothing(monkeypatch, block, size):
     """Eager inference works in strips: the smallest possible ones give what autograd's whole map gives."""
-    block = {
-        "WindowAttention": blocks.WindowAttention(24, 8, 2),
-        "shifted": blocks.WindowAttention(24, 8, 2, shift_size=4),
-        "OverlapCrossAttention": blocks.OverlapCrossAttention(24, 8, 0.5, 2),
-        "HAB": blocks.HAB(24, 2, 8, 4, squeeze_factor=4),
-        "OCAB": blocks.OCAB(24, 8, 0.5, 2),
-    }[block].double()
+    block = (
+        {
+            "WindowAttention": blocks.WindowAttention(24, 8, 2),
+            "shifted": blocks.WindowAttention(24, 8, 2, shift_size=4),
+            "OverlapCrossAttention": blocks.OverlapCrossAttention(24, 8, 0.5, 2),
+            "HAB": blocks.HAB(24, 2, 8, 4, squeeze_factor=4),
+            "OCAB": blocks.OCAB(24, 8, 0.5, 2),
+        }[block]
+        .double()
+        .eval()
+    )
     x = torch.rand(2, *size, 24, dtype=torch.float64)
     before = x.clone()
     expected = block(x).detach()
@@ -126,6 +132,25 @@ def test_strips_change_nothing(monkeypatch, block, size):
         with torch.inference_mode():
             assert relative_error(block(x), expected) < 1e-12
         assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("option", ["drop", "attn_drop", "drop_path"])
+def test_dropout_is_drawn_for_the_whole_map(monkeypatch, option):
+    """In training nothing works in strips, so that random numbers do not depend on them, nor on gradients."""
+    monkeypatch.setattr(strips, "STRIP_BYTES", 1)
+    block = blocks.HAB(24, 2, 8, 4, squeeze_factor=4, **{option: 0.5}).train()
+    x = torch.rand(2, 16, 16, 24)
+    torch.manual_seed(0)
+    expected = block(x).detach()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        assert torch.equal(block(x), expected)
+
+
+def test_training_on_the_meta_device():
+    with torch.device("meta"):
+        block = blocks.HAB(24, 2, 8, 4, squeeze_factor=4)
+        assert block(torch.rand(1, 16, 8, 24)).shape == (1, 16, 8, 24)
 
 
 @pytest.mark.parametrize("length, bytes_each, multiple", [(64, 100, 16), (7, 10**9, 1), (48, 1, 16), (50, 300, 1)])
@@ -190,29 +215,14 @@ def test_pad_to_multiple_reflects_where_it_can(size):
 
 
 def test_a_network_of_ones_own():
-    """The README's example: a new restoration network from the blocks, which learns."""
-
-    class MyNet(nn.Module):
-        def __init__(self, dim=32, scale=2):
-            super().__init__()
-            self.stem = nn.Conv2d(3, dim, 3, padding=1)
-            self.local = blocks.CAB(dim, compress_ratio=2, squeeze_factor=8)
-            self.body = nn.Sequential(
-                blocks.HAB(dim, num_heads=2, window_size=8, squeeze_factor=8),
-                blocks.HAB(dim, num_heads=2, window_size=8, shift_size=4, squeeze_factor=8),
-                blocks.OCAB(dim, window_size=8, overlap_ratio=0.5, num_heads=2),
-            )
-            self.head = blocks.PixelShuffleHead(dim, out_chans=3, scale=scale, num_feat=16)
-
-        def forward(self, x):
-            height, width = x.shape[-2:]
-            x = self.stem(blocks.pad_to_multiple(x, 8))
-            x = x + self.local(x)
-            x = x + self.body(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            return self.head(x)[:, :, : 2 * height, : 2 * width]
+    """The README's example, as it stands there: a new restoration network from the blocks, which learns."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (example,) = [code for code in re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S) if "class MyNet" in code]
+    names = {}
+    exec(example, names)
 
     torch.manual_seed(0)
-    net = MyNet()
+    net = names["MyNet"]()
     hr = F.interpolate(torch.rand(4, 3, 7, 5), scale_factor=6, mode="bicubic")
     lr = F.avg_pool2d(hr, 2)
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)

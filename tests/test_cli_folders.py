@@ -228,6 +228,29 @@ def test_onnx_file(tmp_path):
     assert np.array_equal(read_image(tmp_path / "a_x3.png").pixels, expected)
 
 
+def test_a_model_that_raises_on_one_image(tmp_path, monkeypatch, capsys):
+    """As foreign and ONNX models may; the other images are done."""
+
+    class Picky(torch.nn.Upsample):
+        upscale = 2
+
+        def forward(self, x):
+            if x.shape[3] == 9:
+                raise RuntimeError("no kernel for this size\nthe second line")
+            return super().forward(x)
+
+    monkeypatch.setattr("hatlib.cli.upscale._load", lambda args: (Picky(scale_factor=2), "picky", ""))
+    (tmp_path / "in").mkdir()
+    for name, width in {"a": 8, "b": 9, "c": 10}.items():
+        photo(tmp_path / "in" / f"{name}.png", size=(width, 8))
+    assert main(["upscale", str(tmp_path / "in"), "--device", "cpu"]) == 1
+    failed = f"Cannot upscale '{tmp_path / 'in' / 'b.png'}': RuntimeError: no kernel for this size."
+    assert capsys.readouterr().err == f"1 of 3 images failed:\n  {failed}\n"
+    assert tree(tmp_path / "in_x2") == ["a_x2.png", "c_x2.png"]
+    assert main(["upscale", str(tmp_path / "in" / "b.png"), "--device", "cpu"]) == 1
+    one_sentence(capsys.readouterr(), failed)
+
+
 def test_shares_are_a_partition(tmp_path):
     for index in range(11):
         photo(tmp_path / f"{index}.png", size=(4, 4))

@@ -49,6 +49,15 @@ def told():
 def broken():
     return Enlarge(float("nan"))
 
+class Picky(Enlarge):
+    def forward(self, x):
+        if x.shape[2:] in ((16, 16), (21, 18)):
+            raise RuntimeError("no kernel for this size\\nthe second line")
+        return super().forward(x)
+
+def picky():
+    return Picky(1.0)
+
 def not_a_network():
     return 3
 """
@@ -236,6 +245,18 @@ def test_a_model_that_gives_no_numbers(folder, capsys):
     assert "not finite" in captured.err and "5 images failed" in captured.err
     lines = rows_of(captured.out)
     assert float(lines[2][3]) > 10 and lines[3][3] == "-"
+
+
+def test_a_model_that_raises_on_one_image(folder, capsys):
+    """As foreign networks may, also in the call that warms up; the other images are measured and drawn."""
+    assert run("my_networks:picky", "--scale", 2, "--data", "Five", "--json", "out.json", "--plot", "sheet.png") == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[1:] == [
+        "  Five: my_networks:picky fails on 'cat' of Five: RuntimeError: no kernel for this size."
+    ]
+    results = [r for r in json.loads(Path("out.json").read_text())["images"] if r["model"] == "my_networks:picky"]
+    assert [r["image"] for r in results if r["error"]] == ["cat"] and sum(r["psnr"] > 10 for r in results) == 4
+    assert Path("sheet.png").is_file()
 
 
 def test_equal_images_are_infinitely_good(folder):

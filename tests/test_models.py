@@ -14,6 +14,8 @@ from hatlib import HatlibError
 from hatlib.blocks import strips
 from hatlib.models import HAT
 
+TINY = tiny_overrides("hat_x2")
+
 
 @pytest.mark.parametrize("name", hatlib.list_models())
 def test_every_name_builds(name):
@@ -130,22 +132,38 @@ def test_timm_features_only(arch):
     assert all(m.shape[2:] == (12, 12) for m in maps)
 
 
-def test_gradient_checkpointing_saves_activations(arch):
-    """Equal gradients, and far less kept for the backward pass."""
+def gradients(checkpointing, size=16, batch=1, **options):
+    """What a shrunk HAT keeps for the backward pass, and its gradients."""
+    torch.manual_seed(0)
+    model = randomise(HAT(upscale=2, **{**TINY, "drop_path_rate": 0.0, **options})).train()
+    model.set_grad_checkpointing(checkpointing)
+    x = torch.rand(batch, 3, size, size)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        out = model(x)
+    out.square().mean().backward()
+    return sum(kept), [p.grad for p in model.parameters()]
 
-    def run(checkpointing):
-        torch.manual_seed(0)
-        model = randomise(hatlib.create_model(arch, drop_path_rate=0.0, **tiny_overrides(arch))).train()
-        model.set_grad_checkpointing(checkpointing)
-        kept = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-            out = model(torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
-        out.square().mean().backward()
-        return sum(kept), [p.grad for p in model.parameters()]
 
-    (plain, expected), (saving, gradients) = run(False), run(True)
+def test_gradient_checkpointing_saves_activations():
+    (plain, expected), (saving, actual) = gradients(False), gradients(True)
     assert saving < 0.5 * plain
-    assert all(relative_error(a, b) < 1e-5 for a, b in zip(gradients, expected, strict=True))
+    assert all(relative_error(a, b) < 1e-5 for a, b in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("option", ["drop_rate", "attn_drop_rate", "drop_path_rate"])
+def test_gradient_checkpointing_repeats_dropout(monkeypatch, option):
+    monkeypatch.setattr(strips, "STRIP_BYTES", 1)
+    expected, actual = (gradients(checkpointing, 24, 2, **{option: 0.5})[1] for checkpointing in (False, True))
+    assert all(relative_error(a, b) < 1e-4 for a, b in zip(actual, expected, strict=True) if b.abs().max() > 0)
+
+
+def test_gradient_checkpointing_with_a_frozen_stem(tiny_hat):
+    """The blocks still learn where their input has no gradient."""
+    tiny_hat.conv_first.requires_grad_(False), tiny_hat.patch_embed.requires_grad_(False)
+    tiny_hat.train().set_grad_checkpointing()
+    tiny_hat(torch.rand(1, 3, 16, 16)).mean().backward()
+    assert all(p.grad is not None for p in tiny_hat.layers.parameters())
 
 
 def test_reset_upsampler(tiny):
@@ -194,8 +212,6 @@ def test_buffers_can_be_computed_again(tiny_hat):
 
 
 # What is HAT's own.
-
-TINY = tiny_overrides("hat_x2")
 
 
 @pytest.mark.parametrize("upsampler, scale", [("pixelshuffledirect", 3), ("nearest+conv", 4), ("", 1), (None, 1)])
@@ -330,6 +346,7 @@ def test_options_that_do_not_go_together(option, message):
     "image, message",
     [
         (torch.rand(1, 1, 8, 8), r"\(B, 3, H, W\)"),
+        (torch.rand(3), r"\(B, 3, H, W\)"),
         (torch.rand(3, 8, 8), r"\(B, 3, H, W\)"),
         (torch.rand(1, 3, 0, 8), "1 or more"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "float images"),

@@ -116,13 +116,13 @@ class WindowAttention(nn.Module):
             self._windows(part, bias if kind == 0 else bias + penalty[kind], overwrite=True) if part.numel() else part
             for kind, part in enumerate(parts)
         ]
-        if working_in_strips():
+        if working_in_strips(self):
             return x
         return torch.cat([torch.cat(done[:2], 2), torch.cat(done[2:], 2)], 1)
 
     def _windows(self, x: Tensor, bias: Tensor, overwrite: bool = False) -> Tensor:
         """Attention in the windows of a map, all with the same bias (heads, N, N) or each with its own."""
-        if not working_in_strips():
+        if not working_in_strips(self):
             return self._tile(x, bias)
         out = x if overwrite else torch.empty_like(x)
         images, height, width = x.shape[:3]
@@ -192,7 +192,7 @@ class OverlapCrossAttention(nn.Module):
         height, width = x.shape[1:3]
         bias = position_bias(self.relative_position_bias_table, self.relative_position_index)
         pad = (self.overlap_size - self.window_size) // 2
-        if not working_in_strips():
+        if not working_in_strips(self):
             q, kv = self.qkv(x).split([self.dim, 2 * self.dim], dim=-1)
             return self._tile(q, F.pad(kv, (0, 0, pad, pad, pad, pad)), bias)
         weights = self.qkv.weight.split([self.dim, 2 * self.dim])
@@ -244,7 +244,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.attention(x)
-        return x.mul_(weight) if self.inplace and working_in_strips() else x * weight
+        return x.mul_(weight) if self.inplace and working_in_strips(self) else x * weight
 
 
 def head_width(dim: int, num_heads: int) -> int:

@@ -96,7 +96,9 @@ class HAB(nn.Module):
         conv = self.conv_block(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         x = torch.add(x, conv, alpha=self.conv_scale)
         x = x.add_(self.drop_path(self.attn(y)))
-        return add_in_strips(x, lambda part: self.drop_path(self.mlp(self.norm2(part))), self.mlp.fc1.out_features)
+        return add_in_strips(
+            self, x, lambda part: self.drop_path(self.mlp(self.norm2(part))), self.mlp.fc1.out_features
+        )
 
 
 class OCAB(OverlapCrossAttention):
@@ -135,7 +137,7 @@ class OCAB(OverlapCrossAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
-        return add_in_strips(x, lambda part: self.mlp(self.norm2(part)), self.mlp.fc1.out_features)
+        return add_in_strips(self, x, lambda part: self.mlp(self.norm2(part)), self.mlp.fc1.out_features)
 
 
 class AttentionGroup(nn.Module):
@@ -156,9 +158,9 @@ class AttentionGroup(nn.Module):
         blocks = [*self.blocks] if self.overlap_attn is None else [*self.blocks, self.overlap_attn]
         for block in blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
-                # The reentrant kind runs the forward pass without gradients, in strips: a quarter of the memory of
-                # the other kind, whose freed temporaries lie scattered. It needs an input with a gradient, and
-                # torch.compile knows only the other one.
+                # The reentrant kind takes less memory on a CPU: the other kind frees each temporary on its own, and
+                # what is kept lies scattered among them. It needs an input with a gradient, and torch.compile knows
+                # only the other one.
                 x = checkpoint(block, x, use_reentrant=x.requires_grad and not torch.compiler.is_compiling())
             else:
                 x = block(x)

@@ -1,5 +1,7 @@
 """Softmax attention with an additive bias: the one place of it in the library."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -8,6 +10,9 @@ from torch.nn import functional as F
 from hatlib.blocks.strips import STRIP_BYTES
 
 __all__ = ["attend"]
+
+# Bound of the scores that a GPU computes again at once.
+GPU_BYTES = 256 * 2**20
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, scale: float, dropout: float = 0.0) -> Tensor:
@@ -38,6 +43,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, scale: float, dropo
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
 
 
+def _without_autocast(x: Tensor) -> AbstractContextManager:
+    """The types are settled by then; some devices, such as meta, know no autocast at all."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
 class _RecomputedAttention(torch.autograd.Function):
     """Attention whose bias needs a gradient, for which PyTorch's own kernels would keep all scores.
 
@@ -48,7 +59,7 @@ class _RecomputedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
-        with torch.autocast(q.device.type, enabled=False):
+        with _without_autocast(q):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.detach()[None], scale=scale)
         ctx.save_for_backward(q, k, v, bias, out)
         ctx.scale = scale
@@ -63,11 +74,12 @@ class _RecomputedAttention(torch.autograd.Function):
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         grad_bias = torch.zeros_like(bias, dtype=wide)
         delta = (grad_out.to(wide) * out).sum(-1, keepdim=True)
-        fits = max(1, STRIP_BYTES // (heads * n * k.shape[2] * wide.itemsize))
-        step = min(fits, windows) if q.device.type == "cpu" else windows
+        # As many windows at once as fit into a core's cache, or give a GPU enough to do.
+        budget = STRIP_BYTES if q.device.type == "cpu" else GPU_BYTES
+        step = min(windows, max(1, budget // (heads * n * k.shape[2] * wide.itemsize)))
         p_buffer, ds_buffer = (q.new_empty(step * heads, n, k.shape[2]) for _ in range(2))
         flat_bias = bias.repeat(step, 1, 1)
-        with torch.autocast(q.device.type, enabled=False):
+        with _without_autocast(q):
             for i in range(0, windows, step):
                 part = slice(i, i + step)
                 qi, ki, vi, do = (t[part].flatten(0, 1) for t in (q, k, v, grad_out))

@@ -8,7 +8,7 @@ a map piece by piece. With autograd the whole map is kept anyway, and a traced g
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["add_in_strips", "enlarge_in_strips", "strips", "tiles", "working_in_strips"]
 
@@ -18,9 +18,13 @@ STRIP_BYTES = 3 * 2**19
 HALO_STRIP_BYTES = 64 * 2**20
 
 
-def working_in_strips() -> bool:
-    """Whether to work in strips: in eager mode without gradients."""
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+def working_in_strips(module: nn.Module) -> bool:
+    """Whether a module may work in strips: in eager mode without gradients, and without dropout.
+
+    With dropout, random numbers drawn strip by strip would be others than those drawn for the whole map, and the two
+    passes of gradient checkpointing would compute different networks.
+    """
+    return not (module.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
 def strips(length: int, bytes_each: int, multiple: int = 1, budget: int | None = None) -> Iterator[slice]:
@@ -42,25 +46,29 @@ def tiles(height: int, width: int, bytes_each: int, multiple: int) -> Iterator[t
             yield rows, columns
 
 
-def add_in_strips(x: Tensor, function: Callable[[Tensor], Tensor], width: int) -> Tensor:
+def add_in_strips(module: nn.Module, x: Tensor, function: Callable[[Tensor], Tensor], width: int) -> Tensor:
     """x + function(x), for a function that treats each pixel of (B, H, W, C) alone; overwrites x in eager inference.
 
     Args:
+        module: whose function it is.
         x: (B, H, W, C), to which nothing but the result is of use afterwards.
         function: (B, h, W, C) -> (B, h, W, C).
         width: channels of its largest temporary.
     """
-    if not working_in_strips():
+    if not working_in_strips(module):
         return x + function(x)
     for rows in strips(x.shape[1], x.shape[0] * x.shape[2] * width * x.itemsize):
         x[:, rows] += function(x[:, rows])
     return x
 
 
-def enlarge_in_strips(function: Callable[[Tensor], Tensor], x: Tensor, scale: int, halo: int, width: int) -> Tensor:
+def enlarge_in_strips(
+    module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor, scale: int, halo: int, width: int
+) -> Tensor:
     """function(x), for convolutions that enlarge (B, C, H, W) to (B, C', scale * H, scale * W).
 
     Args:
+        module: whose function it is.
         function: the convolutions, with zero padding.
         x: (B, C, H, W).
         scale: of the function.
@@ -69,7 +77,7 @@ def enlarge_in_strips(function: Callable[[Tensor], Tensor], x: Tensor, scale: in
     """
     height = x.shape[2]
     parts = list(strips(height, x.shape[0] * x.shape[3] * width * x.itemsize, budget=HALO_STRIP_BYTES))
-    if len(parts) == 1 or not working_in_strips():
+    if len(parts) == 1 or not working_in_strips(module):
         return function(x)
     out = None
     for rows in parts:

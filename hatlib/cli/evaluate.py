@@ -108,9 +108,9 @@ def _evaluate(args: argparse.Namespace, rows: list[Contender], data: dict[str, I
         if args.json is not None:
             with atomic_path(args.json) as temporary:
                 temporary.write_text(as_json(evaluation), encoding="utf-8")
+        _report_failures(evaluation)
         if args.plot is not None:
             _plot(args, rows, data, evaluation)
-        _report_failures(evaluation)
     return 1 if evaluation.failures else 0
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hatlib.cli import interruption
 from hatlib.cli.plan import Task
-from hatlib.errors import HatlibError
+from hatlib.errors import HatlibError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -160,12 +160,15 @@ def collected(failures: list[HatlibError]) -> Iterator[None]:
 
 @contextmanager
 def explained(source: Path, upscaler: Upscaler) -> Iterator[None]:
-    """Says in words that the memory does not suffice."""
+    """Makes whatever goes wrong with an image an error that names it, so that the others are done nevertheless."""
     from hatlib.inference.memory import is_out_of_memory
 
     try:
         yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise HatlibError(f"Not enough memory for '{source}': choose a smaller --tile than {upscaler.tile}.") from error
+    except HatlibError:
+        raise
+    except Exception as error:  # a foreign network, or an ONNX model, may raise anything
+        if is_out_of_memory(error):
+            hint = f"Not enough memory for '{source}': choose a smaller --tile than {upscaler.tile}."
+            raise HatlibError(hint) from error
+        raise HatlibError(f"Cannot upscale '{source}': {type(error).__name__}: {first_line(error)}.") from error

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from hatlib.data import ImagePairs
-from hatlib.errors import HatlibError
+from hatlib.errors import HatlibError, first_line
 from hatlib.evaluation.models import Contender, bicubic
 from hatlib.imageio import Image, write_image
 from hatlib.inference import Upscaler, ensemble
+from hatlib.inference.memory import is_out_of_memory
 from hatlib.metrics import exact_mean, sr_metrics
 
 __all__ = ["Evaluation", "ImageResult", "Summary", "evaluate"]
@@ -165,7 +166,12 @@ def _runner(
     if row.model is None:
         return lambda lr: bicubic(lr, scale)
     upscaler = Upscaler(row.model, tile=tile, device=device)
-    upscaler(torch.zeros(1, 3, 16, 16))  # the first call of a process is slower than others
+    try:
+        upscaler(torch.zeros(1, 3, 16, 16))  # the first call of a process is slower than others
+    except HatlibError:
+        raise
+    except Exception:  # a foreign network need not take this size; what it says of the images is told with them
+        pass
 
     @torch.inference_mode()
     def run(lr: Tensor) -> Tensor:
@@ -200,11 +206,14 @@ def _measure(
             if save_images is not None:
                 _save(Path(save_images), model, data, f"{image}_x{pairs.scale}.png", sr)
             results.append(ImageResult(data, image, model, *(values[m].item() for m in ("psnr", "ssim")), seconds))
-        except (torch.OutOfMemoryError, MemoryError):
-            hint = f"Not enough memory for '{image}' of {data}: choose a smaller --tile."
-            results.append(ImageResult(data, image, model, error=hint))
         except HatlibError as error:
             results.append(ImageResult(data, image, model, error=str(error)))
+        except Exception as error:  # a foreign network may raise anything; the other images are measured nevertheless
+            if is_out_of_memory(error):
+                reason = f"Not enough memory for '{image}' of {data}: choose a smaller --tile."
+            else:
+                reason = f"{model} fails on '{image}' of {data}: {type(error).__name__}: {first_line(error)}."
+            results.append(ImageResult(data, image, model, error=reason))
     return results
 
 

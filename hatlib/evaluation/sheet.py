@@ -68,9 +68,10 @@ def sheet_rows(
         worst: how many.
 
     Raises:
-        HatlibError: If an image is in no data set, or none was evaluated.
+        HatlibError: If an image is in no data set, or a model failed on it, or on all.
     """
-    done = [r for r in evaluation.results if r.model == rows[0].name and r.error is None]
+    failed = {(r.data, r.image) for r in evaluation.failures}
+    done = [r for r in evaluation.results if r.model == rows[0].name and (r.data, r.image) not in failed]
     if names:
         if unknown := set(names) - {r.image for r in done}:
             raise HatlibError(f"No evaluated image is called {', '.join(sorted(unknown))}.")
@@ -79,8 +80,8 @@ def sheet_rows(
         ranked = sorted(done, key=lambda r: r.psnr)
         chosen = [r for name in data for r in [r for r in ranked if r.data == name][:worst]]
     if not chosen:
-        raise HatlibError("There is nothing to draw: no image was evaluated.")
-    figures = {(r.data, r.image, r.model): "failed" if r.error else f"{r.psnr:.2f} dB" for r in evaluation.results}
+        raise HatlibError("There is nothing to draw: no image was evaluated by all models.")
+    figures = {(r.data, r.image, r.model): f"{r.psnr:.2f} dB" for r in evaluation.results}
     device = torch.device(evaluation.device)
     runs = {row.name: restore(row, evaluation.scale, device, evaluation.tile, evaluation.self_ensemble) for row in rows}
     result = []

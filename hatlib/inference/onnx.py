@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatlib.errors import HatlibError
+from hatlib.errors import HatlibError, first_line
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
@@ -39,7 +39,9 @@ class OnnxModel(nn.Module):
         try:
             import onnxruntime
         except ImportError as error:
-            raise HatlibError("ONNX models need onnxruntime: pip install 'hatlib[onnx]'.") from error
+            raise HatlibError(
+                "ONNX models need the extra 'onnx' of hatlib: pip install '.[onnx]' in its checkout."
+            ) from error
         path = Path(path)
         if not path.is_file():
             raise HatlibError(f"There is no file '{path}'.")
@@ -49,7 +51,7 @@ class OnnxModel(nn.Module):
         try:
             self.session = onnxruntime.InferenceSession(path, options, onnxruntime.get_available_providers())
         except Exception as error:  # onnxruntime has a class of its own for each reason
-            raise HatlibError(f"'{path}' is not a readable ONNX model: {_first_line(error)}.") from error
+            raise HatlibError(f"'{path}' is not a readable ONNX model: {first_line(error)}.") from error
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in _TYPES or len(outputs) != 1:
             raise HatlibError(f"'{path}' does not map one image (B, C, H, W) to one image.")
@@ -84,13 +86,9 @@ class OnnxModel(nn.Module):
             result = self._run(torch.zeros(1, self.in_chans, height, width)).shape
         except Exception as error:
             raise HatlibError(
-                f"'{path}' does not run on an image of {height} x {width}: {_first_line(error)}."
+                f"'{path}' does not run on an image of {height} x {width}: {first_line(error)}."
             ) from error
         scale = result[-1] // width
         if len(result) != 4 or scale < 1 or tuple(result[2:]) != (scale * height, scale * width):
             raise HatlibError(f"'{path}' makes {tuple(result)} of an image of {height} x {width}: no whole scale.")
         return scale
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".")

@@ -111,22 +111,21 @@ class RestorationModel(PretrainedModel):
     # The way of an image.
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        x = self.prepare(x)
+        size, x = x.shape[-2:], self.prepare(x)
         out = self.forward_head(self.trunk(x))
         if self.head_type.residual and self.in_chans == self.out_chans:
             out = out + x
         out = out / self.img_range
         if self.in_chans == self.out_chans:
             out = out + self.mean
-        return crop(out, height * self.upscale, width * self.upscale)
+        return crop(out, *(side * self.upscale for side in size))
 
     def prepare(self, x: Tensor) -> Tensor:
         """Checks, pads and normalises an image (B, in_chans, H, W)."""
         if not torch.compiler.is_compiling():
             if x.ndim != 4 or x.shape[1] != self.in_chans or 0 in x.shape:
                 raise HatlibError(
-                    f"The model takes images (B, {self.in_chans}, H, W) H, W of 1 or more, not {tuple(x.shape)}."
+                    f"The model takes images (B, {self.in_chans}, H, W) with H, W >= 1, not {tuple(x.shape)}."
                 )
             if not x.is_floating_point():
                 raise HatlibError(f"The model takes float images in [0, 1], not {x.dtype}; convert and divide first.")
@@ -160,7 +159,7 @@ class RestorationModel(PretrainedModel):
         # The head's layers are children of the model, under their published names; its class says how they follow.
         # A row of the result depends on less than three rows around its own, whatever the head and the scale.
         return enlarge_in_strips(
-            lambda part: self.head_type.forward(self, part), x, self.upscale, 3, self.num_feat * self.upscale**2
+            self, lambda part: self.head_type.forward(self, part), x, self.upscale, 3, self.num_feat * self.upscale**2
         )
 
     def peak_memory(self, height: int, width: int, batch: int = 1) -> int:
