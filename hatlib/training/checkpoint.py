@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import uuid
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,16 @@ import torch
 from hatlib.errors import HatlibError, first_line
 from hatlib.training.config import Config, flat
 
-__all__ = ["find_checkpoints", "load_checkpoint", "prune", "random_state", "save_checkpoint", "set_random_state"]
+__all__ = [
+    "check_same",
+    "checkpoint_to_resume",
+    "find_checkpoints",
+    "load_checkpoint",
+    "prune",
+    "random_state",
+    "save_checkpoint",
+    "set_random_state",
+]
 
 FORMAT = 1
 STATE = "state.pt"
@@ -93,6 +103,36 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise HatlibError(f"'{path}' is not a checkpoint of this version of hatlib.")
     return state
+
+
+def checkpoint_to_resume(folder: Path, resume: str | None) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint to go on from, and its content; None and nothing to begin.
+
+    Args:
+        folder: of the run.
+        resume: 'auto' for the newest whole one, if there is one; or its path. None refuses a folder that has some.
+
+    Raises:
+        HatlibError: If there is none, or it is damaged; 'auto' takes the one before it then.
+    """
+    existing = find_checkpoints(folder)
+    if resume is None:
+        if existing:
+            raise HatlibError(
+                f"'{folder}' holds a run that has come to update {update_of(existing[0])}: go on with "
+                "--resume auto, or choose another folder with out=..."
+            )
+        return None, {}
+    if resume != "auto":
+        return Path(resume), load_checkpoint(Path(resume))
+    for path in existing:
+        try:
+            return path, load_checkpoint(path)
+        except HatlibError as error:
+            if path == existing[-1]:
+                raise
+            warnings.warn(f"{error} Taking the one before it.", stacklevel=2)
+    return None, {}
 
 
 def prune(folder: Path, keep: int, best: int | None) -> None:

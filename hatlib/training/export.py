@@ -13,6 +13,7 @@ from torch import nn
 
 from hatlib.card import ModelFacts
 from hatlib.data import ImagePairs
+from hatlib.evaluation import Contender
 from hatlib.training.config import Config
 from hatlib.training.validate import Metrics, metrics_of, validate
 
@@ -38,7 +39,10 @@ def export_model(
     saved = deepcopy(model)
     if config.save.half:
         saved = saved.half().float()  # what is measured is what is written
-    metrics = metrics_of(validate({"model": saved}, val, accelerator, config.val.tile), "model") if val else {}
+    metrics: Metrics = {}
+    if val:
+        rows = [Contender("model", saved)]
+        metrics = metrics_of(validate(rows, val, accelerator, config.val.tile), "model")
     if accelerator.is_main_process:
         weights = {
             k: v.half() if config.save.half and v.is_floating_point() else v for k, v in saved.state_dict().items()
@@ -53,8 +57,8 @@ def _card(config: Config, metrics: Metrics, facts: Mapping[str, Any], target: Pa
     rate = {"multistep": f"x {train.gamma:g} at {train.milestones}", "cosine": "half a cosine", "constant": "constant"}
     start = f"; starts from {config.model.init}" if config.model.init else ""
     recipe = (
-        f"{config.name}: {train.updates:,} updates of {facts['patches per update']} patches of {data.patch}x{data.patch}"
-        f" LR pixels; Adam, learning rate {train.lr:g}, {rate[train.schedule]}"
+        f"{config.name}: {train.updates:,} updates of {facts['patches per update']} patches of "
+        f"{data.patch}x{data.patch} LR pixels; Adam, learning rate {train.lr:g}, {rate[train.schedule]}"
         + (f", warm-up of {train.warmup}" if train.warmup else "")
         + f"; L1; averaged weights (EMA {train.ema:g}){start}"
     )

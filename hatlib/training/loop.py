@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +14,20 @@ from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from timm.utils import ModelEmaV3
 from torch.nn.functional import l1_loss
 
-from hatlib.data import ImagePairs, TrainingPatches, training_loader
+from hatlib.data import training_loader
 from hatlib.data.files import named_briefly
-from hatlib.errors import HatlibError
-from hatlib.registry import model_info
+from hatlib.errors import HatlibError, first_line
+from hatlib.evaluation import Contender
 from hatlib.training import checkpoint as checkpoints
 from hatlib.training.config import Config
+from hatlib.training.data import scale_of, training_patches, validation_data
 from hatlib.training.export import export_model
-from hatlib.training.interruption import TrainingStopped, stop_signals
+from hatlib.training.figures import draw_curves, draw_samples
+from hatlib.training.interruption import TrainingStopped, leave_signals, stop_signals
 from hatlib.training.schedule import learning_rate
 from hatlib.training.start import build_model
-from hatlib.training.tracking import Tracker
-from hatlib.training.validate import mean_psnr, metrics_of, validate, validation_data
+from hatlib.training.tracking import LOG, Tracker, introduction
+from hatlib.training.validate import mean_psnr, metrics_of, validate
 
 __all__ = ["Outcome", "train"]
 
@@ -69,18 +69,18 @@ def train(config: Config, resume: str | None = None) -> Outcome:
     folder, options = config.folder, config.train
     cpu = config.device == "cpu" or not torch.accelerator.is_available()  # or two processes would wait for two GPUs
     precision = {"fp32": "no"}.get(options.precision, options.precision)
+    trackers = config.log.trackers or None
     try:
-        accelerator = Accelerator(
-            cpu=cpu, mixed_precision=precision, log_with=config.log.trackers or None, project_dir=str(folder)
-        )
+        accelerator = Accelerator(cpu=cpu, mixed_precision=precision, log_with=trackers, project_dir=str(folder))
     except (ValueError, ImportError) as error:
-        raise HatlibError(f"train.precision={options.precision} is not possible here: {error}") from error
+        reason = first_line(error)
+        raise HatlibError(f"train.precision={options.precision}, log.trackers={trackers}: {reason}.") from error
     world, main = accelerator.num_processes, accelerator.is_main_process
     global_batch = options.batch * options.accumulation * world
 
     # What it learns from.
-    scale = _scale(config)
-    patches = _training_data(config, scale)
+    scale = scale_of(config)
+    patches = training_patches(config, scale)
     val = validation_data(config, scale)
 
     # What it trains.
@@ -99,11 +99,10 @@ def train(config: Config, resume: str | None = None) -> Outcome:
     }
 
     # Where it was.
-    start, state, found = 0, {}, _find(folder, resume, main)
+    found, state = checkpoints.checkpoint_to_resume(folder, resume)
+    start = state.get("update", 0)
     if found is not None:
-        found, state = found
         checkpoints.check_same(config, facts, state, found)
-        start = state["update"]
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     # A short memory at first, when the weights move fast: after n updates about the last tenth of them.
@@ -118,9 +117,10 @@ def train(config: Config, resume: str | None = None) -> Outcome:
         seed=config.seed,
         start=start * global_batch,
         workers=config.data.workers,
+        worker_init_fn=leave_signals,
         generator=torch.Generator(),  # or the loader would take a number from the generator of dropout
     )
-    network = model
+    network = model  # without what `prepare` puts around it
     model, optimizer, loader = accelerator.prepare(network, optimizer, loader)  # and no scheduler: it would run ahead
     set_seed(config.seed + 1 + accelerator.process_index)  # dropout differs between processes
     if state:
@@ -134,25 +134,14 @@ def train(config: Config, resume: str | None = None) -> Outcome:
     unreadable = set(counted["unreadable"]) | set(patches.pairs.unreadable)
 
     # What is told.
-    tracker = Tracker(
-        folder,
-        accelerator,
-        updates=options.updates,
-        batch=global_batch,
-        start=start,
-        position=state.get("log", 0),
-    )
-    if config.log.trackers:
-        values = checkpoints.flat(config.model_dump(mode="json"))
-        accelerator.init_trackers(
-            config.name, {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in values.items()}
-        )
-    tracker.say(_introduction(config, facts, origin, world, patches, found))
+    position = state.get("log", 0)
+    tracker = Tracker(config, accelerator, batch=global_batch, start=start, position=position)
+    tracker.say(introduction(config, facts, origin, world, patches, found))
     last_saved = found
 
     def evaluate_now(update: int) -> bool:
         """Validates the averaged weights; whether they are the best so far."""
-        rows = {"ema": ema.module} if update else {"ema": ema.module, "bicubic": None}
+        rows = [Contender("bicubic"), Contender("ema", ema.module)]
         result = validate(rows, val, accelerator, config.val.tile)
         metrics = metrics_of(result, "ema")
         psnr = mean_psnr(metrics)
@@ -164,6 +153,10 @@ def train(config: Config, resume: str | None = None) -> Outcome:
         tracker.say(
             f"update {update}: " + "; ".join(f"{d} {m['psnr']:.3f} dB / {m['ssim']:.4f}" for d, m in metrics.items())
         )
+        if main:
+            draw_curves(folder / LOG, folder / "curves.png")
+            if config.val.samples:
+                draw_samples(rows, val, result, config.val.samples, folder / "samples.png")
         return is_best
 
     def save(update: int) -> Path:
@@ -249,14 +242,10 @@ def train(config: Config, resume: str | None = None) -> Outcome:
                     tracker.row(update, {**row, "skipped": counted["skipped"], "unreadable": len(unreadable)})
                     running.update(loss=0.0, norm=0.0, updates=0)
                 if counted["in_a_row"] >= options.max_skipped:
+                    good = f"The last good checkpoint is '{last_saved}'" if last_saved else "There is no checkpoint yet"
                     raise HatlibError(
-                        f"The gradient was not finite in {counted['in_a_row']} updates in a row, up to {update}. "
-                        + (
-                            f"The last good checkpoint is '{last_saved}'"
-                            if last_saved
-                            else "There is no checkpoint yet"
-                        )
-                        + "; go on from it with a smaller train.lr, train.clip=1 or train.precision=fp32."
+                        f"Loss or gradient was not finite in {counted['in_a_row']} updates in a row, up to {update}. "
+                        f"{good}. Start from its weights with a smaller train.lr, train.clip=1 or train.precision=fp32."
                     )
                 best = bool(val) and (update % config.val.every == 0 or last) and evaluate_now(update)
                 due = update % config.save.every == 0 or best or last
@@ -265,79 +254,9 @@ def train(config: Config, resume: str | None = None) -> Outcome:
                 tracker.pause_over()
                 if stop:
                     raise TrainingStopped(signals[0] if signals else 15)
+        if unreadable:
+            names = named_briefly(sorted(unreadable))
+            tracker.say(f"{len(unreadable)} images could not be read and were left out: {names}.")
+        return Outcome(folder, *export_model(config, ema.module, val, accelerator, facts), options.updates)
     finally:
-        tracker.close()
-    if unreadable:
-        tracker.say(
-            f"{len(unreadable)} images could not be read and were left out: {named_briefly(sorted(unreadable))}."
-        )
-    return Outcome(folder, *export_model(config, ema.module, val, accelerator, facts), options.updates)
-
-
-def _scale(config: Config) -> int:
-    """Output size over input size."""
-    return config.model.args.get("upscale", model_info(config.model.name).scale)
-
-
-def _training_data(config: Config, scale: int) -> TrainingPatches:
-    data = config.data
-    if data.hr is None:
-        raise HatlibError("Say where the training images are: data.hr=DIR, and data.lr=DIR if there are LR images too.")
-    pairs = ImagePairs(data.hr, data.lr, scale=scale, files=data.files, in_memory=data.cache, skip_unreadable=True)
-    return TrainingPatches(
-        pairs,
-        data.patch,
-        seed=config.seed,
-        flip=data.flip,
-        rotate=data.rotate,
-        small=data.small,
-        min_std=data.min_std,
-        skip_unreadable=True,
-    )
-
-
-def _find(folder: Path, resume: str | None, main: bool) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint to go on from, and its content."""
-    existing = checkpoints.find_checkpoints(folder)
-    if resume is None:
-        if existing:
-            raise HatlibError(
-                f"'{folder}' holds a run that has come to update {checkpoints.update_of(existing[0])}: go on with "
-                "--resume auto, or choose another folder with out=..."
-            )
-        return None
-    if resume != "auto":
-        return Path(resume), checkpoints.load_checkpoint(Path(resume))
-    for path in existing:
-        try:
-            return path, checkpoints.load_checkpoint(path)
-        except HatlibError as error:
-            if path == existing[-1]:
-                raise
-            if main:
-                print(f"{error} Taking the one before it.", file=sys.stderr)
-    return None
-
-
-def _introduction(
-    config: Config, facts: Mapping[str, Any], origin: str, world: int, patches: TrainingPatches, found: Path | None
-) -> str:
-    """What is about to happen."""
-    train, batch = config.train, facts["patches per update"]
-    passes = train.updates * batch / len(patches)
-    lines = [
-        f"{config.name}: {config.model.name}, {facts['parameters of the model']:,} parameters, "
-        + (f"going on from {found}" if found else f"starting from {origin}"),
-        f"{len(patches):,} images of {config.data.hr}"
-        + (f", {patches.skipped} smaller than a patch left out" if patches.skipped else "")
-        + (f", {len(patches.pairs.unreadable)} unreadable left out" if patches.pairs.unreadable else ""),
-        f"{batch} patches per update ({train.batch} per process x {world} processes x {train.accumulation} accumulated)"
-        f", {train.updates:,} updates, {passes:,.1f} passes through the data",
-    ]
-    if config.recipe_batch not in (None, batch):
-        advice = f"The recipe was made for {config.recipe_batch} patches per update, and this run has {batch}."
-        steps, rest = divmod(config.recipe_batch, train.batch * world)
-        if steps and not rest:
-            advice += f" train.accumulation={steps} gives {config.recipe_batch}."
-        lines.append(advice)
-    return "\n".join(lines)
+        tracker.close()  # which ends the processes' connection too

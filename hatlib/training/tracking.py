@@ -15,9 +15,11 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from hatlib.data import TrainingPatches
 from hatlib.errors import HatlibError
+from hatlib.training.config import Config, flat
 
-__all__ = ["Tracker"]
+__all__ = ["Tracker", "introduction"]
 
 LOG, TIMING = "log.jsonl", "timing.jsonl"
 
@@ -29,30 +31,32 @@ class Tracker:
     the same bytes as one that was not. Times, throughput and memory are in `timing.jsonl`.
 
     Args:
-        folder: of the run.
+        config: of the run.
         accelerator: whose trackers get all values too.
-        updates: of the whole run.
         batch: patches per update.
         start: update that the run goes on from.
         position: length of the log at that update, in bytes; what lies behind is cut off.
     """
 
-    def __init__(
-        self, folder: Path, accelerator: Accelerator, *, updates: int, batch: int, start: int = 0, position: int = 0
-    ):
-        self.folder, self.accelerator, self.updates, self.batch = folder, accelerator, updates, batch
+    def __init__(self, config: Config, accelerator: Accelerator, *, batch: int, start: int = 0, position: int = 0):
+        self.folder, self.updates = config.folder, config.train.updates
+        self.accelerator, self.batch = accelerator, batch
         self.main = accelerator.is_main_process
         self.done = self.before = start
         self.clock = self.lap = time.perf_counter()
         self.seconds = 0.0  # spent in updates, without validation
-        console = Console(stderr=True)
         self.bar = None
+        if config.log.trackers:
+            values = flat(config.model_dump(mode="json"))
+            told = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in values.items()}
+            accelerator.init_trackers(config.name, told)
         if not self.main:
             return
+        console = Console(stderr=True)
         if console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
             self.bar = Progress(*columns, console=console, transient=True)
-            self.task = self.bar.add_task("", total=updates, completed=start)
+            self.task = self.bar.add_task("", total=self.updates, completed=start)
             self.bar.start()
         with self._append(LOG) as log:
             log.truncate(position)
@@ -141,6 +145,30 @@ class Tracker:
                 os.fsync(file.fileno())
         except OSError as error:
             raise HatlibError(f"Cannot write to '{self.folder / name}': {error.strerror or error}.") from error
+
+
+def introduction(
+    config: Config, facts: Mapping[str, Any], origin: str, world: int, patches: TrainingPatches, found: Path | None
+) -> str:
+    """What is about to happen."""
+    train, batch = config.train, facts["patches per update"]
+    passes = train.updates * batch / len(patches)
+    lines = [
+        f"{config.name}: {config.model.name}, {facts['parameters of the model']:,} parameters, "
+        + (f"going on from {found}" if found else f"starting from {origin}"),
+        f"{len(patches):,} images of {config.data.hr}"
+        + (f", {patches.skipped} smaller than a patch left out" if patches.skipped else "")
+        + (f", {len(patches.pairs.unreadable)} unreadable left out" if patches.pairs.unreadable else ""),
+        f"{batch} patches per update ({train.batch} per process x {world} processes x {train.accumulation} accumulated)"
+        f", {train.updates:,} updates, {passes:,.1f} passes through the data",
+    ]
+    if config.recipe_batch not in (None, batch):
+        advice = f"The recipe was made for {config.recipe_batch} patches per update, and this run has {batch}."
+        steps, rest = divmod(config.recipe_batch, train.batch * world)
+        if steps and not rest:
+            advice += f" train.accumulation={steps} gives {config.recipe_batch}."
+        lines.append(advice)
+    return "\n".join(lines)
 
 
 def _duration(seconds: float) -> str:
