@@ -91,6 +91,7 @@ def test_published_rows_are_all_there():
             assert hatlib.model_info(name).name == name
 
 
+@pytest.mark.slow
 def test_recipes_are_found_in_a_wheel(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=ROOT, check=True, stdout=-3

@@ -162,7 +162,8 @@ def check_same(config: Config, facts: Mapping[str, Any], state: Mapping[str, Any
         free.add("train.updates")
     keys = [k for k in now if k not in free and k.split(".")[0] not in ("val", "save", "log")]
     changes = [f"{k} was {before.get(k)!r} and is {now[k]!r}" for k in keys if before.get(k) != now[k]]
-    changes += [f"{k} was {state['facts'].get(k)} and is {v}" for k, v in facts.items() if state["facts"].get(k) != v]
+    known = state["facts"]
+    changes += [f"{k} was {known[k]} and is {v}" for k, v in facts.items() if k in known and known[k] != v]
     if changes:
         raise HatlibError(
             f"The run can't go on from '{path}', because it would be another one: {'; '.join(changes)}. Take back the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from hatlib.data import ImagePairs, TrainingPatches, benchmark_folders
@@ -9,7 +10,7 @@ from hatlib.errors import HatlibError
 from hatlib.registry import model_info
 from hatlib.training.config import Config
 
-__all__ = ["scale_of", "training_patches", "validation_data"]
+__all__ = ["fingerprint", "scale_of", "training_patches", "validation_data"]
 
 
 def scale_of(config: Config) -> int:
@@ -33,6 +34,14 @@ def training_patches(config: Config, scale: int) -> TrainingPatches:
         min_std=data.min_std,
         skip_unreadable=True,
     )
+
+
+def fingerprint(patches: TrainingPatches) -> str:
+    """A short hash of which images there are, wherever they are."""
+    images, digest = patches.pairs.hr, hashlib.sha256()
+    for name, (height, width) in zip(images, images.sizes.tolist(), strict=True):
+        digest.update(f"{name} {height} {width}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def validation_data(config: Config, scale: int) -> dict[str, ImagePairs]:

@@ -20,7 +20,7 @@ from hatlib.errors import HatlibError, first_line
 from hatlib.evaluation import Contender
 from hatlib.training import checkpoint as checkpoints
 from hatlib.training.config import Config
-from hatlib.training.data import scale_of, training_patches, validation_data
+from hatlib.training.data import fingerprint, scale_of, training_patches, validation_data
 from hatlib.training.export import export_model
 from hatlib.training.figures import draw_curves, draw_samples
 from hatlib.training.interruption import TrainingStopped, leave_signals, stop_signals
@@ -95,6 +95,7 @@ def train(config: Config, resume: str | None = None) -> Outcome:
     facts = {
         "parameters of the model": sum(p.numel() for p in model.parameters()),
         "training images": len(patches),
+        "names and sizes of the images": fingerprint(patches),
         "patches per update": global_batch,
     }
 
