@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from contextlib import redirect_stdout
 
 import numpy as np
@@ -10,13 +11,15 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from conftest import tiny_overrides
-from training_runs import TINY, run, small, write_config, write_photos
+from training_runs import ROOT, TINY, run, small, write_config, write_photos
 
 import hatlib
 from hatlib import HatlibError
+from hatlib.cli import main as cli
 from hatlib.data import EndlessSampler, ImagePairs, TrainingPatches
 from hatlib.training import checkpoint as checkpoints
 from hatlib.training import format_config, learning_rate, load_config, loop, main, train
+from hatlib.training.config import known_keys
 from hatlib.training.figures import draw_curves, read_log
 from hatlib.training.start import build_model
 
@@ -267,6 +270,11 @@ def test_overrides_and_print_config(tmp_path, capsys):
     assert load_config(file) == config
 
 
+def test_the_documentation_has_every_key():
+    page = (ROOT / "docs" / "training.md").read_text()
+    assert re.findall(r"^\| `([a-z_.]+)` \| .* \| .+ \|$", page, re.M) == list(known_keys())
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -278,8 +286,6 @@ def test_overrides_and_print_config(tmp_path, capsys):
     ],
 )
 def test_usage_errors_are_one_sentence(capsys, args, words):
-    import re
-
     assert main(args) == 1
     out, error = capsys.readouterr()
     assert out == "" and error.count("\n") == 1 and re.search(words, error)
@@ -356,8 +362,6 @@ def test_model_and_card(photos, tmp_path):
     assert "small: 6 updates of 2 patches of 8x8 LR pixels" in card and "Made by a test." in card
     command = next(line for line in card.splitlines() if line.startswith("hatlib evaluate"))
     printed = io.StringIO()
-    from hatlib.cli import main as cli
-
     with redirect_stdout(printed):
         assert cli(command.split()[1:]) == 0
     measured = outcome.metrics["photos"]

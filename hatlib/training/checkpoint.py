@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from hatlib.errors import HatlibError, first_line
 from hatlib.training.config import Config, flat
@@ -156,7 +157,11 @@ def check_same(config: Config, facts: Mapping[str, Any], state: Mapping[str, Any
     Raises:
         HatlibError: If they differ, saying how.
     """
-    before, now = flat(state["config"]), flat(config.model_dump(mode="json"))
+    try:  # with the defaults of keys that it did not know yet
+        before = flat(Config.model_validate(state["config"]).model_dump(mode="json"))
+    except ValidationError as error:
+        raise HatlibError(f"The checkpoint '{path}' is of another version of hatlib, with other keys.") from error
+    now = flat(config.model_dump(mode="json"))
     free = {*FREE, *SPEED, "train.batch", "train.accumulation"}  # of these the product is compared, among the facts
     if config.train.schedule != "cosine":
         free.add("train.updates")

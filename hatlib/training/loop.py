@@ -19,6 +19,7 @@ from hatlib.data.files import named_briefly
 from hatlib.errors import HatlibError, first_line
 from hatlib.evaluation import Contender
 from hatlib.training import checkpoint as checkpoints
+from hatlib.training import sharding
 from hatlib.training.config import Config
 from hatlib.training.data import fingerprint, scale_of, training_patches, validation_data
 from hatlib.training.export import export_model
@@ -105,7 +106,6 @@ def train(config: Config, resume: str | None = None) -> Outcome:
     if found is not None:
         checkpoints.check_same(config, facts, state, found)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
     # A short memory at first, when the weights move fast: after n updates about the last tenth of them.
     ema = ModelEmaV3(model, decay=options.ema, use_warmup=True, warmup_gamma=10, warmup_power=1)
     if state:
@@ -125,6 +125,7 @@ def train(config: Config, resume: str | None = None) -> Outcome:
     model, optimizer, loader = accelerator.prepare(network, optimizer, loader)  # and no scheduler: it would run ahead
     set_seed(config.seed + 1 + accelerator.process_index)  # dropout differs between processes
     if state:
+        sharding.load_optimizer_state(network, optimizer.optimizer, state["optimizer"])
         if accelerator.scaler is not None and state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
         if len(state["random"]) == world:
@@ -164,6 +165,8 @@ def train(config: Config, resume: str | None = None) -> Outcome:
         """Writes a checkpoint, on the main process; an error is raised on all."""
         counted["unreadable"] = sorted(unreadable.union(*gather_object([unreadable])))
         randoms = gather_object([checkpoints.random_state()])
+        weights = sharding.whole_state(network)
+        moments = sharding.optimizer_state(network, optimizer.optimizer)
         outcome: list[Any] = [None]
         if main:
             try:
@@ -171,9 +174,9 @@ def train(config: Config, resume: str | None = None) -> Outcome:
                     folder,
                     update,
                     {
-                        "model": network.state_dict(),
+                        "model": weights,
                         "ema": ema.module.state_dict(),
-                        "optimizer": optimizer.state_dict(),
+                        "optimizer": moments,
                         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
                         "random": randoms,
                         "draw": update * global_batch,
@@ -219,11 +222,11 @@ def train(config: Config, resume: str | None = None) -> Outcome:
 
                 # All processes agree on the loss, on whether to stop, and on whether the gradient can be used.
                 norm = accelerator.clip_grad_norm_(model.parameters(), options.clip or math.inf)
-                told = torch.stack([loss, norm.to(loss), torch.full_like(loss, len(signals))])
+                told = torch.stack([loss, sharding.whole(norm).to(loss), torch.full_like(loss, len(signals))])
                 loss, norm, stop = accelerator.reduce(told, "mean").tolist()
                 if math.isfinite(loss) and math.isfinite(norm):
                     optimizer.step()
-                    ema.update(network, step=update)
+                    sharding.update_average(ema, network, update)
                     counted["in_a_row"] = 0
                     running["loss"] += loss
                     running["norm"] += norm
