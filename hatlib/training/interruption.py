@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["TrainingStopped", "leave_signals", "stop_signals"]
+__all__ = ["TrainingStopped", "stop_signals"]
 
 
 class TrainingStopped(KeyboardInterrupt):
@@ -40,9 +40,3 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-def leave_signals(worker: int) -> None:
-    """Makes a process that reads ahead leave Ctrl-C and SIGTERM, which a terminal sends to all, to its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

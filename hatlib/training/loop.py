@@ -24,7 +24,7 @@ from hatlib.training.config import Config
 from hatlib.training.data import fingerprint, scale_of, training_patches, validation_data
 from hatlib.training.export import export_model
 from hatlib.training.figures import draw_curves, draw_samples
-from hatlib.training.interruption import TrainingStopped, leave_signals, stop_signals
+from hatlib.training.interruption import TrainingStopped, stop_signals
 from hatlib.training.schedule import learning_rate
 from hatlib.training.start import build_model
 from hatlib.training.tracking import LOG, Tracker, introduction
@@ -118,7 +118,6 @@ def train(config: Config, resume: str | None = None) -> Outcome:
         seed=config.seed,
         start=start * global_batch,
         workers=config.data.workers,
-        worker_init_fn=leave_signals,
         generator=torch.Generator(),  # or the loader would take a number from the generator of dropout
     )
     network = model  # without what `prepare` puts around it
