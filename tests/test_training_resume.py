@@ -101,6 +101,13 @@ def test_resumed_with_other_workers_equals_straight(photos, tmp_path):
     assert (out / "log.jsonl").read_bytes() == (tmp_path / "straight" / "log.jsonl").read_bytes()
 
 
+@pytest.mark.slow
+def test_workers_end_with_a_killed_training(photos, tmp_path):
+    config = write_config(tmp_path / "config.yaml", photos, tmp_path / "run", **{"data.workers": 2})
+    # The pipe of its output stays open as long as any of its workers lives, and `run` waits for its end.
+    assert run(tmp_path, "4", "-", config, code=KILLED, check=False).returncode == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_and_goes_on(straight, photos, tmp_path, monkeypatch, signum):
     rate = loop.learning_rate

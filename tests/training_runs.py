@@ -85,12 +85,12 @@ if __name__ == "__main__":
         if update == at and not writing:
             kill()
         return rate(config, update)
-    def half(state, file):
-        if state["update"] == at and writing:
+    def half(state, file, **options):
+        if writing and isinstance(state, dict) and state.get("update") == at:
             file.write(b"PK half of it")
             file.flush()
             kill()
-        save(state, file)
+        save(state, file, **options)
     loop.learning_rate, checkpoint.torch.save = learning_rate, half
     sys.exit(main(argv))
 """
