@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 from contextlib import redirect_stdout
 
 import numpy as np
@@ -246,6 +247,19 @@ def test_start_from_saved_weights_of_another_scale(photos, tmp_path):
     old = source.state_dict()
     new = {name for name, value in model.state_dict().items() if name not in old or not torch.equal(value, old[name])}
     assert new == {"upsample.2.weight", "upsample.2.bias"}
+
+
+def test_going_on_needs_no_weights_to_start_from(photos, tmp_path):
+    torch.manual_seed(1)
+    hatlib.create_model("hat_t_x2", **TINY).save_pretrained(tmp_path / "start")
+    changes = {"model.init": str(tmp_path / "start"), "save.every": 3}
+    config = small(photos, tmp_path / "run", **PLAIN, **changes)
+    train(config)
+    before = weights(config.folder)
+    (config.folder / "checkpoint-000006").rename(config.folder / "away")
+    shutil.rmtree(tmp_path / "start")
+    train(config, resume="auto")
+    assert largest_difference(before, weights(config.folder)) == 0
 
 
 def test_start_from_weights_by_name(photos, tmp_path):

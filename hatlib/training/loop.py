@@ -84,9 +84,11 @@ def train(config: Config, resume: str | None = None) -> Outcome:
     patches = training_patches(config, scale)
     val = validation_data(config, scale)
 
-    # What it trains.
+    # What it trains, from the beginning or from where it was.
+    found, state = checkpoints.checkpoint_to_resume(folder, resume)
+    start = state.get("update", 0)
     set_seed(config.seed)
-    model, origin = build_model(config.model)
+    model, origin = build_model(config.model if found is None else config.model.model_copy(update={"init": None}))
     if model.upscale != scale:
         raise HatlibError(f"model.args make a network of scale x{model.upscale} of {config.model.name}.")
     model.to(accelerator.device)
@@ -100,9 +102,6 @@ def train(config: Config, resume: str | None = None) -> Outcome:
         "patches per update": global_batch,
     }
 
-    # Where it was.
-    found, state = checkpoints.checkpoint_to_resume(folder, resume)
-    start = state.get("update", 0)
     if found is not None:
         checkpoints.check_same(config, facts, state, found)
         model.load_state_dict(state["model"])
