@@ -120,6 +120,7 @@ ORDER = [
     {"factory"},
     {"imageio", "inference", "metrics", "data"},
     {"evaluation"},
+    {"training"},
     {"integrations"},
     {"cli"},
 ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -21,6 +21,7 @@ __all__ = ["ImagePairs", "Pair", "TrainingPatches", "benchmark_folders"]
 Files = str | os.PathLike | Sequence[str] | None
 
 HR_FOLDERS = ("HR", "GTmod12", "GT")
+FLAT_TRIES, UNREADABLE_TRIES = 10, 50
 LR_FOLDERS = ("LR_bicubic/X{s}", "LR_bicubic/x{s}", "LRbicx{s}", "LR/X{s}", "LR/x{s}", "X{s}", "x{s}")
 
 
@@ -49,6 +50,11 @@ class ImagePairs(Dataset):
         scale: HR size over LR size.
         files: which HR images: names relative to `hr`, or a text file of them; all if None.
         cache: see `index_images`.
+        in_memory: keep each image, decoded, once it was read; and the LR image that was made of it.
+        skip_unreadable: leave out HR images whose head can't be read, and list them in `unreadable`.
+
+    Attributes:
+        unreadable: names of the images that were left out.
 
     Raises:
         HatlibError: If folders are empty, files have no partner, sizes don't fit the scale, or files can't be read; it
@@ -63,15 +69,24 @@ class ImagePairs(Dataset):
         scale: int,
         files: Files = None,
         cache: str | os.PathLike | None = None,
+        in_memory: bool = False,
+        skip_unreadable: bool = False,
     ):
         if not isinstance(scale, int) or scale < 1:
             raise HatlibError(f"The scale is a whole number from 1 up, not {scale!r}.")
         self.scale = scale
         self.hr = index_images(hr, files, cache=cache)
-        unreadable = [self.hr[int(i)] for i in np.flatnonzero(self.hr.sizes.min(1) == 0)]
-        if unreadable:
-            raise HatlibError(f"{len(unreadable)} images of '{hr}' can't be read: {named_briefly(unreadable)}.")
-        self.lr = None if lr is None else self._matched(index_images(lr, cache=cache), every=files is None)
+        self._kept: dict[tuple[str, int], Tensor] | None = {} if in_memory else None
+        readable = self.hr.sizes.min(1) > 0
+        self.unreadable = [self.hr[int(i)] for i in np.flatnonzero(~readable)]
+        if self.unreadable and not (skip_unreadable and readable.any()):
+            raise HatlibError(
+                f"{len(self.unreadable)} images of '{hr}' can't be read: {named_briefly(self.unreadable)}."
+            )
+        if self.unreadable:
+            self.hr = self.hr.subset(np.flatnonzero(readable))
+        every = files is None and not self.unreadable
+        self.lr = None if lr is None else self._matched(index_images(lr, cache=cache), every)
         self._verify_sizes()
 
     def _matched(self, lr: ImageIndex, every: bool) -> ImageIndex:
@@ -131,16 +146,42 @@ class ImagePairs(Dataset):
         return len(self.hr)
 
     def __getitem__(self, index: int) -> Pair:
-        name = self.name(index)
-        hr = self._read(self.hr, index)
-        height, width = (side // self.scale * self.scale for side in hr.shape[1:])
-        hr = hr[:, :height, :width]
-        lr = imresize(hr, 1 / self.scale) if self.lr is None else self._read(self.lr, index)
-        return Pair(name, lr, hr)
+        hr = self.read_hr(index)
+        return Pair(self.name(index), self.read_lr(index, hr), hr)
 
     def name(self, index: int) -> str:
         """Name of an image relative to the HR folder, without suffix."""
         return Path(self.hr[index]).with_suffix("").as_posix()
+
+    def read_hr(self, index: int) -> Tensor:
+        """An HR image, cropped to multiples of the scale.
+
+        Shape: (3, scale * H, scale * W), uint8
+        """
+        hr = self._once("hr", index, lambda: self._read(self.hr, index))
+        height, width = (side // self.scale * self.scale for side in hr.shape[1:])
+        return hr[:, :height, :width]
+
+    def read_lr(self, index: int, hr: Tensor) -> Tensor:
+        """An LR image, read, or made of the HR image.
+
+        Shape: hr (3, scale * H, scale * W) -> (3, H, W), uint8
+        """
+        if self.lr is not None:
+            return self._once("lr", index, lambda: self._read(self.lr, index))
+        return self._once("lr", index, lambda: imresize(hr, 1 / self.scale))
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether images are kept once they were read."""
+        return self._kept is not None
+
+    def _once(self, kind: str, index: int, make: Callable[[], Tensor]) -> Tensor:
+        if self._kept is None:
+            return make()
+        if (kind, index) not in self._kept:
+            self._kept[kind, index] = make()
+        return self._kept[kind, index]
 
     @staticmethod
     def _read(images: ImageIndex, index: int) -> Tensor:
@@ -157,7 +198,8 @@ class TrainingPatches(Dataset):
     """Random aligned patches of `ImagePairs`, flipped and rotated, each a pure function of (seed, draw).
 
     Takes (index, draw) as `EndlessSampler` gives them, and gives `{"lr": ..., "hr": ...}`, floats in [0, 1]. Where LR
-    images are made, it is from the part of the HR image that matters, with the pixels that the whole one gives.
+    images are made, it is from the part of the HR image that matters, with the pixels that the whole one gives; of
+    images in memory it is the whole one, once.
 
     Args:
         pairs: the images.
@@ -167,6 +209,10 @@ class TrainingPatches(Dataset):
         rotate: turn the patches by 0, 90, 180 or 270 degrees, each as often.
         small: what happens to images smaller than the patch: 'skip', or 'enlarge' to its size, of which the aspect is
             kept (only where LR images are made).
+        min_std: draw again, ten times at most, where no channel of the LR patch has this standard deviation (of 255):
+            flat patches, such as sky, teach little.
+        skip_unreadable: draw again where an image can't be read, and give the names of such images, a line each,
+            under "unreadable" in each sample.
 
     Attributes:
         skipped: how many images are too small.
@@ -186,12 +232,15 @@ class TrainingPatches(Dataset):
         flip: bool = True,
         rotate: bool = True,
         small: Literal["skip", "enlarge"] = "skip",
+        min_std: float = 0.0,
+        skip_unreadable: bool = False,
     ):
         if small not in ("skip", "enlarge") or (small == "enlarge" and pairs.lr is not None):
             raise HatlibError(f"small is 'skip' or, without a folder of LR images, 'enlarge', not {small!r}.")
         if patch < 1:
             raise HatlibError(f"A patch is 1 or more pixels, not {patch}.")
         self.pairs, self.patch, self.seed, self.flip, self.rotate = pairs, patch, seed, flip, rotate
+        self.min_std, self.skip_unreadable = min_std, skip_unreadable
         large = pairs.hr.sizes.min(1) // pairs.scale >= patch
         self.usable = np.flatnonzero(large | (small == "enlarge"))
         self.skipped = len(pairs) - len(self.usable)
@@ -204,29 +253,52 @@ class TrainingPatches(Dataset):
     def __len__(self) -> int:
         return len(self.usable)
 
-    def __getitem__(self, item: tuple[int, int]) -> dict[str, Tensor]:
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         index, draw = item
         rng = np.random.default_rng((self.seed, draw))
-        pairs, side, scale = self.pairs, self.patch, self.pairs.scale
-        i = int(self.usable[index])
-        hr = pairs._read(pairs.hr, i)
-        if min(hr.shape[1:]) < side * scale:
-            factor = side * scale / min(hr.shape[1:])
-            hr = imresize(hr, size=[max(side * scale, round(n * factor)) for n in hr.shape[1:]])
-        height, width = (n // scale for n in hr.shape[1:])
-        hr = hr[:, : height * scale, : width * scale]
-        top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
-        if pairs.lr is None:
-            lr = _resized_part(hr, scale, top, left, side)
-        else:
-            lr = pairs._read(pairs.lr, i)[:, top : top + side, left : left + side]
-        hr = hr[:, top * scale : (top + side) * scale, left * scale : (left + side) * scale]
+        flat, unreadable = 0, []
+        while True:
+            i = int(self.usable[index])
+            try:
+                lr, hr = self._crop(i, rng)
+            except HatlibError as error:
+                if not self.skip_unreadable:
+                    raise
+                unreadable.append(self.pairs.hr[i])
+                if len(unreadable) == UNREADABLE_TRIES:
+                    raise HatlibError(
+                        f"No image could be read in {UNREADABLE_TRIES} tries; the last one was: {error}"
+                    ) from error
+            else:
+                if flat == FLAT_TRIES or lr.float().std((1, 2)).max() >= self.min_std:
+                    break
+                flat += 1
+            index = int(rng.integers(len(self.usable)))
         turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
         if self.rotate:
             lr, hr = lr.rot90(turns, (1, 2)), hr.rot90(turns, (1, 2))
         if self.flip and mirrored:
             lr, hr = lr.flip(2), hr.flip(2)
-        return {"lr": lr.contiguous().float() / 255, "hr": hr.contiguous().float() / 255}
+        sample: dict[str, Any] = {"lr": lr.contiguous().float() / 255, "hr": hr.contiguous().float() / 255}
+        return {**sample, "unreadable": "\n".join(unreadable)} if self.skip_unreadable else sample
+
+    def _crop(self, i: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """A random patch of image `i`, LR and HR."""
+        pairs, side, scale = self.pairs, self.patch, self.pairs.scale
+        hr = pairs.read_hr(i)
+        enlarged = min(hr.shape[1:]) < side * scale
+        if enlarged:
+            hr = pairs._once("hr", i, lambda: pairs._read(pairs.hr, i))  # to its last row and column
+            factor = side * scale / min(hr.shape[1:])
+            hr = imresize(hr, size=[max(side * scale, round(n * factor)) for n in hr.shape[1:]])
+        height, width = (n // scale for n in hr.shape[1:])
+        hr = hr[:, : height * scale, : width * scale]
+        top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+        if pairs.lr is None and (enlarged or not pairs.in_memory):
+            lr = _resized_part(hr, scale, top, left, side)
+        else:
+            lr = pairs.read_lr(i, hr)[:, top : top + side, left : left + side]
+        return lr, hr[:, top * scale : (top + side) * scale, left * scale : (left + side) * scale]
 
 
 def _resized_part(hr: Tensor, scale: int, top: int, left: int, side: int) -> Tensor:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator
+from multiprocessing import connection
 from typing import Any
 
 import numpy as np
@@ -57,7 +61,8 @@ def training_loader(
     """An endless loader of batches that are a function of the seed and their number, whatever the workers.
 
     Workers are started afresh ('forkserver'), because libvips does not survive a fork; a script must therefore keep
-    what it does under `if __name__ == "__main__":`.
+    what it does under `if __name__ == "__main__":`. They leave Ctrl-C and SIGTERM to their parent, and end with it,
+    also if it is killed.
 
     Args:
         patches: the data.
@@ -68,6 +73,26 @@ def training_loader(
         **kwargs: those of `torch.utils.data.DataLoader`.
     """
     if workers:
-        kwargs = {"multiprocessing_context": "forkserver" if os.name == "posix" else "spawn", **kwargs}
+        context = "forkserver" if os.name == "posix" else "spawn"
+        kwargs = {"multiprocessing_context": context, "worker_init_fn": attend_parent, **kwargs}
     sampler = EndlessSampler(len(patches), seed, start)
     return DataLoader(patches, batch_size, sampler=sampler, num_workers=workers, **kwargs)
+
+
+def attend_parent(worker: int) -> None:
+    """Ties a worker to the process that reads from it.
+
+    A terminal sends Ctrl-C to all processes, and a batch system SIGTERM, but the parent still needs its workers to
+    finish what it does. That the parent was killed, PyTorch notices by the number of a process' parent, which here is
+    the fork server: the workers, and with them the server, would stay forever.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)

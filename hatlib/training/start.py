@@ -1,0 +1,107 @@
+"""The model as a training starts with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hatlib.checkpoint import SUFFIXES, load_state_dict, read_state_dict
+from hatlib.download import fetch_weights
+from hatlib.errors import HatlibError
+from hatlib.factory import create_model
+from hatlib.registry import model_info
+from hatlib.repository import weights_file
+from hatlib.training.config import ModelConfig
+
+__all__ = ["build_model", "start_as_interpolation"]
+
+
+def build_model(config: ModelConfig) -> tuple[nn.Module, str]:
+    """Builds the model of a configuration, with the weights it starts from.
+
+    Returns:
+        The model, and in words what it starts from.
+
+    Raises:
+        HatlibError: If the name, an argument or the weights are not right.
+    """
+    model = create_model(config.name, **config.args)
+    if config.interpolate:
+        start_as_interpolation(model)
+    told = "interpolation" if config.interpolate else "random weights"
+    if config.init is not None:
+        told = _load(model, config.init)
+    if config.grad_checkpointing:
+        model.set_grad_checkpointing(True)
+    return (model.to(memory_format=torch.channels_last) if config.channels_last else model), told
+
+
+def _load(model: nn.Module, init: str) -> str:
+    """Loads all that fits; what must change, such as the head for another scale, stays new and is told."""
+    path = Path(init)
+    if path.is_dir():
+        file = weights_file(path)
+    elif path.is_file() or path.suffix in SUFFIXES:
+        file = path
+    else:
+        info = model_info(init)
+        if info.weights is None:
+            raise HatlibError(f"There are no pretrained weights for {init!r} to start from (model.init).")
+        file = fetch_weights(info.weights)
+    report = load_state_dict(model, read_state_dict(file), init, strict=False, adapt=True)
+    head = tuple(model.get_head()) if hasattr(model, "get_head") else ()
+    differing = (*report.missing, *report.mismatched, *report.unexpected)
+    if odd := [name for name in differing if not name.startswith((*head, "conv_up"))]:
+        raise HatlibError(
+            f"{init!r} (model.init) does not fit {type(model).__name__} as it was configured, beyond its head: "
+            f"{len(odd)} parameters, such as {odd[0]}. Start from weights of the same size."
+        )
+    new = sorted({name.rpartition(".")[0] for name in (*report.missing, *report.mismatched)})
+    return f"{init}, with new, untrained {', '.join(new)}" if new else init
+
+
+@torch.no_grad()
+def start_as_interpolation(model: nn.Module) -> None:
+    """Initialises the convolutions around the trunk so that the untrained network interpolates its input.
+
+    Six channels carry the image and its negative from `conv_first` to `conv_last` (in pairs, since
+    leaky(x) - leaky(-x) is linear), and each pixel-shuffle convolution interpolates them; the others stay random. A
+    short training then goes into detail from the first update on, rather than into passing the image through.
+
+    Args:
+        model: with the head 'pixelshuffle' of a scale that is a power of 2, for RGB.
+
+    Raises:
+        HatlibError: If it is another.
+    """
+    scale = getattr(model, "upscale", 0)
+    fits = getattr(model, "upsampler", "") == "pixelshuffle" and scale > 1 and scale & (scale - 1) == 0
+    if not fits or not (model.in_chans == model.out_chans == 3) or not isinstance(model.conv_after_body, nn.Conv2d):
+        raise HatlibError(
+            "model.interpolate=true is for RGB networks with upsampler='pixelshuffle' at x2, x4, x8; leave it out."
+        )
+    image = torch.arange(6)
+    signs = torch.tensor([1.0, 1, 1, -1, -1, -1])
+    first, before, last = model.conv_first, model.conv_before_upsample[0], model.conv_last
+    ups = [m for m in model.upsample if isinstance(m, nn.Conv2d)]
+    model.conv_after_body.weight[image] = 0
+    model.conv_after_body.bias[image] = 0
+    first.weight[image] = 0
+    first.weight[image, image % 3, 1, 1] = signs
+    before.weight[image] = 0
+    before.weight[image, image, 1, 1] = 1
+    near = torch.tensor([5.0, 30, -3]) / 32  # quadratic interpolation a quarter of a pixel before the middle
+    for conv in ups:
+        phases = torch.stack([torch.outer(v, h) for v in (near, near.flip(0)) for h in (near, near.flip(0))])
+        conv.weight[:24] = 0
+        for c in range(6):
+            conv.weight[4 * c : 4 * c + 4, c] = phases
+        conv.bias[:24] = 0
+    last.weight.zero_()
+    slope = model.conv_before_upsample[1].negative_slope
+    last.weight[image % 3, image, 1, 1] = signs / (1 + slope)
+    for conv in (first, before):
+        conv.bias[:6] = 0
+    last.bias.zero_()
