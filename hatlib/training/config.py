@@ -78,6 +78,7 @@ class ValConfig(Section):
     """The validation."""
 
     folders: list[str] = Field([], description="benchmarks: folders of HR images, or such as Set5 with HR and LR")
+    files: str | None = Field(None, description="text file of images of data.hr to validate on, beside the folders")
     every: Positive = Field(5000, description="updates between validations")
     tile: Positive | None = Field(None, description="largest tile, in LR pixels")
     samples: Count = Field(1, description="images of each benchmark in samples.png")

@@ -36,8 +36,16 @@ def training_patches(config: Config, scale: int) -> TrainingPatches:
 
 
 def validation_data(config: Config, scale: int) -> dict[str, ImagePairs]:
-    """The benchmarks of a configuration by name: the folder's, or its parent's where that is 'HR'."""
+    """The benchmarks of a configuration by name: the folder's, or its parent's where that is 'HR'.
+
+    Images of the training folder that are kept out of the training are called 'validation'.
+    """
     data = {}
+    if config.val.files is not None:
+        if config.data.hr is None:
+            raise HatlibError("val.files names images of data.hr, which is missing.")
+        own = config.data
+        data["validation"] = ImagePairs(own.hr, own.lr, scale=scale, files=config.val.files, in_memory=True)
     for folder in config.val.folders:
         hr, lr = benchmark_folders(folder, scale)
         path = Path(folder).resolve()
