@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["HatlibError", "first_line", "near_names"]
+__all__ = ["HatlibError", "described", "first_line", "near_names"]
 
 
 class HatlibError(ValueError):
@@ -13,6 +13,11 @@ class HatlibError(ValueError):
 def first_line(error: BaseException) -> str:
     """What another library's exception says, for our sentences: its first line without a full stop, or its class."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
+
+
+def described(error: BaseException) -> str:
+    """An exception that nobody foresaw, for our sentences: its class and, if it says anything, its first line."""
+    return type(error).__name__ + (f": {first_line(error)}" if str(error).strip() else "")
 
 
 def near_names(name: str, known: Iterable[str], n: int = 5) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hatlib.card import ModelFacts, write_card
-from hatlib.checkpoint import SUFFIXES, load_checkpoint, load_weights, write_state_dict
+from hatlib.checkpoint import SUFFIXES, load_recognised, load_state_dict, read_state_dict, write_state_dict
 from hatlib.config import CONFIG_NAME, capture_arguments, encode, read_config
 from hatlib.errors import HatlibError
 from hatlib.registry import build, find_arch, model_info, registered_build, timm_cfg
@@ -239,9 +239,8 @@ def _load(
     if kind != "hf-hub" and (kind == "local-dir" or path.is_dir()):
         return _load_folder(cls, path, str(path), strict, overrides)
     if kind == "" and (path.is_file() or path.suffix in SUFFIXES):
-        model = _checked(load_checkpoint(path, dtype="auto", **overrides), cls, str(path))
-        saved_dtype = next(model.parameters()).dtype
-        return model.float(), saved_dtype
+        model, saved_dtype = load_recognised(path, None, strict, overrides)
+        return _checked(model, cls, str(path)), saved_dtype
     if kind == "" and "/" not in place:
         return _checked(build(place, pretrained=True, **overrides), cls, place), None
     repo, revision = split_revision(place, revision)
@@ -263,8 +262,10 @@ def _load_folder(
         return model, None
     old, new = config["model_args"].get("upscale"), getattr(model, "upscale", None)
     rescaled = old is not None and old != new
-    head = [n for n in model.state_dict() if n.startswith(tuple(f"{h}." for h in model.get_head()))] if rescaled else []
-    report = load_weights(model, weights_file(folder), strict=strict, adapt=bool(overrides), skip=head)
+    head = tuple(f"{name}." for name in model.get_head()) if rescaled else ()
+    weights = weights_file(folder)
+    adapt = bool(overrides)
+    report = load_state_dict(model, read_state_dict(weights), str(weights), strict=strict, adapt=adapt, skip=head)
     if rescaled:
         warnings.warn(f"{name} has scale {old}: the head for scale {new} is new and untrained.", stacklevel=4)
     return model, report.dtype

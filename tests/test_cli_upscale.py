@@ -259,14 +259,15 @@ def test_signal_lost_in_a_callback_still_stops(tmp_path, upscale, capsys, monkey
     assert signal.getsignal(signum) == before
 
 
-def test_bug_in_a_tile_is_not_hidden(tmp_path, upscale, monkeypatch):
+def test_bug_in_a_tile_is_not_hidden(tmp_path, upscale, monkeypatch, capsys):
     def broken(*args, **kwargs):
         raise ZeroDivisionError
 
     photo(tmp_path / "a.png")
     monkeypatch.setattr(Upscaler, "__call__", broken)
-    with pytest.raises(ZeroDivisionError):
-        upscale(tmp_path / "a.png")
+    assert upscale(tmp_path / "a.png") == 1
+    one_sentence(capsys.readouterr(), f"Cannot upscale '{tmp_path / 'a.png'}': ZeroDivisionError.")
+    assert os.listdir(tmp_path) == ["a.png"]
 
 
 @pytest.mark.parametrize("args", [[], ["upscale"], ["nothing"], ["upscale", "a.png", "--tile", "many"]])

@@ -348,7 +348,7 @@ def test_options_that_do_not_go_together(option, message):
         (torch.rand(1, 1, 8, 8), r"\(B, 3, H, W\)"),
         (torch.rand(3), r"\(B, 3, H, W\)"),
         (torch.rand(3, 8, 8), r"\(B, 3, H, W\)"),
-        (torch.rand(1, 3, 0, 8), "1 or more"),
+        (torch.rand(1, 3, 0, 8), "H, W >= 1"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "float images"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hatlib.cli import interruption
 from hatlib.cli.plan import Task
-from hatlib.errors import HatlibError, first_line
+from hatlib.errors import HatlibError, described
 
 if TYPE_CHECKING:
     import numpy as np
@@ -171,4 +171,4 @@ def explained(source: Path, upscaler: Upscaler) -> Iterator[None]:
         if is_out_of_memory(error):
             hint = f"Not enough memory for '{source}': choose a smaller --tile than {upscaler.tile}."
             raise HatlibError(hint) from error
-        raise HatlibError(f"Cannot upscale '{source}': {type(error).__name__}: {first_line(error)}.") from error
+        raise HatlibError(f"Cannot upscale '{source}': {described(error)}.") from error

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hatlib.data import ImagePairs
-from hatlib.errors import HatlibError, first_line
+from hatlib.errors import HatlibError, described
 from hatlib.evaluation.models import Contender, bicubic
 from hatlib.imageio import Image, write_image
 from hatlib.inference import Upscaler, ensemble
@@ -212,7 +212,7 @@ def _measure(
             if is_out_of_memory(error):
                 reason = f"Not enough memory for '{image}' of {data}: choose a smaller --tile."
             else:
-                reason = f"{model} fails on '{image}' of {data}: {type(error).__name__}: {first_line(error)}."
+                reason = f"{model} fails on '{image}' of {data}: {described(error)}."
             results.append(ImageResult(data, image, model, error=reason))
     return results
 

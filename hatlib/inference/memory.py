@@ -11,8 +11,8 @@ from torch import nn
 
 from hatlib.models import RestorationModel
 
-# Bytes of a float32 forward pass per input pixel and channel of the widest convolution, for networks that don't foretell
-# it: they hold whole maps, some of attention. A guess.
+# Bytes of a float32 forward pass per input pixel and channel of the widest convolution, for networks that do not
+# foretell it: they hold whole maps, some of attention. A guess.
 _WHOLE_MAPS = 512
 _SHARE = 0.5  # of the free memory: others want some too, and the estimate is rough
 

@@ -257,6 +257,7 @@ def train(config: Config, resume: str | None = None) -> Outcome:
         if unreadable:
             names = named_briefly(sorted(unreadable))
             tracker.say(f"{len(unreadable)} images could not be read and were left out: {names}.")
-        return Outcome(folder, *export_model(config, ema.module, val, accelerator, facts), options.updates)
+        saved, metrics = export_model(config, ema.module, val, accelerator, facts)
+        return Outcome(folder, saved, options.updates, metrics)
     finally:
         tracker.close()  # which ends the processes' connection too
