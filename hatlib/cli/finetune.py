@@ -22,6 +22,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--model", default="hat_t_x4", metavar="MODEL", help="name, saved folder or weight file (default: %(default)s)"
     )
     parser.add_argument("--scale", type=int, metavar="S", help="another scale than the model's: its head is then new")
+    parser.add_argument("--gray", action="store_true", help="train on gray images, and a model of one channel")
     parser.add_argument("--val", type=Path, nargs="+", default=[], metavar="DIR", help="benchmarks, or HR images")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="of the run (default: runs/NAME_finetuned)")
     parser.add_argument("--updates", type=int, default=2000, metavar="N", help="of the optimizer (%(default)s)")
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         val=args.val,
         out=args.output,
         scale=args.scale,
+        gray=args.gray,
         updates=args.updates,
         overrides=overrides + args.set,
     )

@@ -45,6 +45,7 @@ class DataConfig(Section):
     hr: str | None = Field(None, description="folder of HR images")
     lr: str | None = Field(None, description="folder of LR images; made by MATLAB's bicubic where there is none")
     files: str | None = Field(None, description="text file that lists the images to use")
+    gray: bool = Field(False, description="read images as gray, for models of one channel")
     patch: Positive = Field(64, description="side of the LR patches")
     flip: bool = Field(True, description="mirror half of the patches")
     rotate: bool = Field(True, description="turn patches by multiples of 90 degrees")

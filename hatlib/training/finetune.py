@@ -56,6 +56,7 @@ def finetune_config(
     val: Sequence[str | os.PathLike] = (),
     out: str | os.PathLike | None = None,
     scale: int | None = None,
+    gray: bool = False,
     updates: int = 2000,
     overrides: Sequence[str] = (),
 ) -> Config:
@@ -71,6 +72,7 @@ def finetune_config(
         val: benchmarks to validate on instead.
         out: folder of the run; runs/NAME_finetuned by default.
         scale: another scale than the model's: what of its upsampler does not fit is then new.
+        gray: read the images as gray, and fit the model to one channel.
         updates: of the optimizer.
         overrides: 'section.key=value', which go before everything chosen here.
 
@@ -80,7 +82,8 @@ def finetune_config(
     cls, arguments, init = _what_it_is(model)
     own_scale = arguments["upscale"]
     scale = scale or own_scale
-    arch, arguments = _named(cls, {**arguments, "upscale": scale})
+    channels = {"in_chans": 1, "out_chans": None} if gray else {}
+    arch, arguments = _named(cls, {**arguments, **channels, "upscale": scale})
     name = f"{Path(model).name.removesuffix('.safetensors').removesuffix('.pth')}_finetuned"
     folder = Path(out or Path("runs") / name)
 
@@ -96,6 +99,7 @@ def finetune_config(
             "hr": str(hr),
             "lr": None if lr is None else str(lr),
             "files": training,
+            "gray": gray or arguments.get("in_chans") == 1,
             "patch": max(8, min(PATCH, smallest // 8 * 8)),
         },
         "train": {
