@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hatlib.data.files import ImageIndex, index_images, named_briefly, read_rgb
+from hatlib.data.files import ImageIndex, index_images, named_briefly, read_gray, read_rgb
 from hatlib.data.imresize import imresize
 from hatlib.errors import HatlibError
 
@@ -29,7 +29,7 @@ class Pair(NamedTuple):
     """One image of a data set, and its name without suffix.
 
     Shape:
-        lr: (3, H, W), hr: (3, scale * H, scale * W), both RGB, uint8.
+        lr: (3, H, W), hr: (3, scale * H, scale * W), RGB, or (1, ...) if read as gray; uint8.
     """
 
     name: str
@@ -51,6 +51,7 @@ class ImagePairs(Dataset):
         files: which HR images: names relative to `hr`, or a text file of them; all if None.
         cache: see `index_images`.
         in_memory: keep each image, decoded, once it was read; and the LR image that was made of it.
+        gray: read images as gray, of one channel.
         skip_unreadable: leave out HR images whose head can't be read, and list them in `unreadable`.
 
     Attributes:
@@ -70,11 +71,12 @@ class ImagePairs(Dataset):
         files: Files = None,
         cache: str | os.PathLike | None = None,
         in_memory: bool = False,
+        gray: bool = False,
         skip_unreadable: bool = False,
     ):
         if not isinstance(scale, int) or scale < 1:
             raise HatlibError(f"The scale is a whole number from 1 up, not {scale!r}.")
-        self.scale = scale
+        self.scale, self.gray = scale, gray
         self.hr = index_images(hr, files, cache=cache)
         self._kept: dict[tuple[str, int], Tensor] | None = {} if in_memory else None
         readable = self.hr.sizes.min(1) > 0
@@ -183,9 +185,8 @@ class ImagePairs(Dataset):
             self._kept[kind, index] = make()
         return self._kept[kind, index]
 
-    @staticmethod
-    def _read(images: ImageIndex, index: int) -> Tensor:
-        image = read_rgb(images.path(index))
+    def _read(self, images: ImageIndex, index: int) -> Tensor:
+        image = (read_gray if self.gray else read_rgb)(images.path(index))
         if tuple(image.shape[1:]) != tuple(images.sizes[index]):
             raise HatlibError(
                 f"'{images.path(index)}' was {_by(images.sizes[index])} when the folder was scanned and is "

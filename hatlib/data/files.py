@@ -20,7 +20,7 @@ from torch import Tensor
 from hatlib.errors import HatlibError
 from hatlib.imageio import SUFFIXES, read_image
 
-__all__ = ["ImageIndex", "image_size", "index_images", "named_briefly", "read_rgb"]
+__all__ = ["ImageIndex", "image_size", "index_images", "named_briefly", "read_gray", "read_rgb"]
 
 KEPT_FROM = 1000
 """Folders of fewer images are scanned anew each time, which takes less than a second."""
@@ -63,6 +63,18 @@ def read_rgb(path: str | os.PathLike) -> Tensor:
     if pixels.shape[2] == 1:
         pixels = pixels.repeat(3, axis=2)
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def read_gray(path: str | os.PathLike) -> Tensor:
+    """Reads an 8-bit image as gray: colours become their BT.601 luma in the full range, as everywhere but in metrics.
+
+    Shape: (1, H, W), uint8
+
+    Raises:
+        HatlibError: As `read_rgb`.
+    """
+    weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
+    return torch.einsum("chw,c->hw", read_rgb(path).double(), weights).round().byte()[None]
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:

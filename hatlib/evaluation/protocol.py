@@ -167,7 +167,7 @@ def _runner(
         return lambda lr: bicubic(lr, scale)
     upscaler = Upscaler(row.model, tile=tile, device=device)
     try:
-        upscaler(torch.zeros(1, 3, 16, 16))  # the first call of a process is slower than others
+        upscaler(torch.zeros(1, upscaler.in_chans, 16, 16))  # the first call of a process is slower than others
     except HatlibError:
         raise
     except Exception:  # a foreign network need not take this size; what it says of the images is told with them

@@ -186,4 +186,4 @@ def _fitted(text: str, font: object, width: int) -> str:
 def _pil(image: Tensor) -> PILImage.Image:
     from PIL import Image as PILImage
 
-    return PILImage.fromarray(image.permute(1, 2, 0).contiguous().to(torch.uint8).numpy())
+    return PILImage.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).contiguous().to(torch.uint8).numpy())

@@ -45,6 +45,7 @@ class DataConfig(Section):
     hr: str | None = Field(None, description="folder of HR images")
     lr: str | None = Field(None, description="folder of LR images; made by MATLAB's bicubic where there is none")
     files: str | None = Field(None, description="text file that lists the images to use")
+    gray: bool = Field(False, description="read images as gray, for models of one channel")
     patch: Positive = Field(64, description="side of the LR patches")
     flip: bool = Field(True, description="mirror half of the patches")
     rotate: bool = Field(True, description="turn patches by multiples of 90 degrees")
@@ -78,6 +79,7 @@ class ValConfig(Section):
     """The validation."""
 
     folders: list[str] = Field([], description="benchmarks: folders of HR images, or such as Set5 with HR and LR")
+    files: str | None = Field(None, description="text file of images of data.hr to validate on, beside the folders")
     every: Positive = Field(5000, description="updates between validations")
     tile: Positive | None = Field(None, description="largest tile, in LR pixels")
     samples: Count = Field(1, description="images of each benchmark in samples.png")

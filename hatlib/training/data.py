@@ -23,7 +23,8 @@ def training_patches(config: Config, scale: int) -> TrainingPatches:
     data = config.data
     if data.hr is None:
         raise HatlibError("Say where the training images are: data.hr=DIR, and data.lr=DIR if there are LR images too.")
-    pairs = ImagePairs(data.hr, data.lr, scale=scale, files=data.files, in_memory=data.cache, skip_unreadable=True)
+    options = dict(in_memory=data.cache, gray=data.gray, skip_unreadable=True)
+    pairs = ImagePairs(data.hr, data.lr, scale=scale, files=data.files, **options)
     return TrainingPatches(
         pairs,
         data.patch,
@@ -45,13 +46,22 @@ def fingerprint(patches: TrainingPatches) -> str:
 
 
 def validation_data(config: Config, scale: int) -> dict[str, ImagePairs]:
-    """The benchmarks of a configuration by name: the folder's, or its parent's where that is 'HR'."""
+    """The benchmarks of a configuration by name: the folder's, or its parent's where that is 'HR'.
+
+    Images of the training folder that are kept out of the training are called 'validation'.
+    """
     data = {}
+    options = dict(scale=scale, in_memory=True, gray=config.data.gray)
+    if config.val.files is not None:
+        if config.data.hr is None:
+            raise HatlibError("val.files names images of data.hr, which is missing.")
+        own = config.data
+        data["validation"] = ImagePairs(own.hr, own.lr, files=config.val.files, **options)
     for folder in config.val.folders:
         hr, lr = benchmark_folders(folder, scale)
         path = Path(folder).resolve()
         name = path.parent.name if path.name.lower() in ("hr", "gt") else path.name
         if name in data:
             raise HatlibError(f"Two of val.folders are called {name!r}; their results would have one name.")
-        data[name] = ImagePairs(hr, lr, scale=scale, in_memory=True)
+        data[name] = ImagePairs(hr, lr, **options)
     return data

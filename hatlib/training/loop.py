@@ -91,6 +91,11 @@ def train(config: Config, resume: str | None = None) -> Outcome:
     model, origin = build_model(config.model if found is None else config.model.model_copy(update={"init": None}))
     if model.upscale != scale:
         raise HatlibError(f"model.args make a network of scale x{model.upscale} of {config.model.name}.")
+    if (model.in_chans, model.out_chans) != (channels := 1 if config.data.gray else 3,) * 2:
+        raise HatlibError(
+            f"The model takes {model.in_chans} channels and gives {model.out_chans}; the images have {channels}: set "
+            "data.gray, or in_chans and out_chans in model.args."
+        )
     model.to(accelerator.device)
     optimizer = torch.optim.Adam(
         model.parameters(), lr=options.lr, betas=options.betas, weight_decay=options.weight_decay

@@ -50,7 +50,8 @@ def _load(model: nn.Module, init: str) -> str:
         if info.weights is None:
             raise HatlibError(f"There are no pretrained weights for {init!r} to start from (model.init).")
         file = fetch_weights(info.weights)
-    report = load_state_dict(model, read_state_dict(file), init, strict=False, adapt=True)
+    weights = model.convert_state_dict(read_state_dict(file))
+    report = load_state_dict(model, weights, init, strict=False, adapt=True)
     head = tuple(model.get_head()) if hasattr(model, "get_head") else ()
     differing = (*report.missing, *report.mismatched, *report.unexpected)
     if odd := [name for name in differing if not name.startswith((*head, "conv_up"))]:
@@ -58,8 +59,18 @@ def _load(model: nn.Module, init: str) -> str:
             f"{init!r} (model.init) does not fit {type(model).__name__} as it was configured, beyond its head: "
             f"{len(odd)} parameters, such as {odd[0]}. Start from weights of the same size."
         )
-    new = sorted({name.rpartition(".")[0] for name in (*report.missing, *report.mismatched)})
-    return f"{init}, with new, untrained {', '.join(new)}" if new else init
+    own = model.state_dict()
+    fitted = [name for name in report.loaded if name in weights and weights[name].shape != own[name].shape]
+    changes = [
+        (names, what)
+        for names, what in (
+            ((*report.missing, *report.mismatched), "new, untrained"),
+            (fitted, f"fitted to {model.in_chans} and {model.out_chans} channels:"),
+        )
+        if names
+    ]
+    told = [f"{what} {', '.join(sorted({n.rpartition('.')[0] for n in names}))}" for names, what in changes]
+    return ", with ".join([init, *told])
 
 
 @torch.no_grad()

@@ -1,0 +1,187 @@
+"""Fine-tuning a model that exists on a folder of images: what `hatlib finetune` decides by itself."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hatlib.checkpoint import SUFFIXES, load_recognised
+from hatlib.config import encode
+from hatlib.data import ImagePairs
+from hatlib.errors import HatlibError
+from hatlib.evaluation import Contender, Evaluation, evaluate
+from hatlib.evaluation.sheet import draw_sheet, sheet_rows
+from hatlib.hub import PretrainedModel
+from hatlib.imageio.atomic import atomic_path
+from hatlib.registry import find_arch, model_info, split_name, tuples
+from hatlib.training.config import Config, load_config
+from hatlib.training.data import validation_data
+from hatlib.training.loop import Outcome
+from hatlib.training.start import build_model
+
+__all__ = ["Comparison", "compare", "finetune_config"]
+
+LR_SAME, LR_NEW_HEAD = 1e-4, 2e-4
+VALIDATION_SHARE, VALIDATION_MOST = 0.1, 20
+PATCH = 64
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a fine-tuned model compares with what it was made from.
+
+    Attributes:
+        evaluation: bicubic, 'before' and 'after', on the validation images.
+        gain: mean PSNR after, less that before, in dB.
+        sheet: the picture of them.
+    """
+
+    evaluation: Evaluation
+    gain: float
+    sheet: Path
+
+
+def finetune_config(
+    model: str,
+    hr: str | os.PathLike,
+    lr: str | os.PathLike | None = None,
+    *,
+    val: Sequence[str | os.PathLike] = (),
+    out: str | os.PathLike | None = None,
+    scale: int | None = None,
+    gray: bool = False,
+    updates: int = 2000,
+    overrides: Sequence[str] = (),
+) -> Config:
+    """A training that starts from a model, with a learning rate and a length for small data.
+
+    Without `val`, a tenth of the images (20 at most, one at least) is kept out of the training and validated on; which
+    ones is written to `train.txt` and `val.txt` in the folder of the run.
+
+    Args:
+        model: registered name with pretrained weights, saved folder or weight file.
+        hr: folder of HR images.
+        lr: folder of LR images; made by MATLAB's bicubic if None.
+        val: benchmarks to validate on instead.
+        out: folder of the run; runs/NAME_finetuned by default.
+        scale: another scale than the model's: what of its upsampler does not fit is then new.
+        gray: read the images as gray, and fit the model to one channel.
+        updates: of the optimizer.
+        overrides: 'section.key=value', which go before everything chosen here.
+
+    Raises:
+        HatlibError: If there is no such model, the images are too few or too small, or an override is not right.
+    """
+    cls, arguments, init = _what_it_is(model)
+    own_scale = arguments["upscale"]
+    scale = scale or own_scale
+    channels = {"in_chans": 1, "out_chans": None} if gray else {}
+    arch, arguments = _named(cls, {**arguments, **channels, "upscale": scale})
+    name = f"{Path(model).name.removesuffix('.safetensors').removesuffix('.pth')}_finetuned"
+    folder = Path(out or Path("runs") / name)
+
+    images = ImagePairs(hr, lr, scale=scale, skip_unreadable=True)
+    training, validation = _split(list(images.hr), folder) if not val else (None, None)
+    smallest = int((images.hr.sizes.min(1) // scale).min())
+    content: dict[str, Any] = {
+        "name": name,
+        "out": str(folder),
+        "note": f"Fine-tuned from {model} on images of {Path(hr).name}.",
+        "model": {"name": arch, "args": arguments, "init": init},
+        "data": {
+            "hr": str(hr),
+            "lr": None if lr is None else str(lr),
+            "files": training,
+            "gray": gray or arguments.get("in_chans") == 1,
+            "patch": max(8, min(PATCH, smallest // 8 * 8)),
+        },
+        "train": {
+            "updates": updates,
+            "batch": 4,
+            "lr": LR_SAME if scale == own_scale else LR_NEW_HEAD,
+            "schedule": "cosine",
+            "warmup": min(50, updates // 10),
+            "clip": 1.0,
+        },
+        "val": {"every": 200, "folders": [str(v) for v in val], "files": validation},
+        "save": {"every": 100},
+        "log": {"every": 20},
+    }
+    return load_config(content, overrides)
+
+
+def compare(config: Config, outcome: Outcome) -> Comparison:
+    """Measures the model that a fine-tuning made beside what it started from, and draws both.
+
+    Raises:
+        HatlibError: If an image can't be measured, or the picture can't be written.
+    """
+    before, _ = build_model(config.model)
+    after = PretrainedModel.from_pretrained(outcome.model)
+    data = validation_data(config, after.upscale)
+    rows = [Contender("bicubic"), Contender("before", before.eval()), Contender("after", after)]
+    device = "cpu" if config.device == "cpu" else None
+    evaluation = evaluate(rows, data, device=device, tile=config.val.tile)
+    if evaluation.failures:
+        raise HatlibError(f"The comparison failed: {evaluation.failures[0].error}")
+    sheet = outcome.folder / "comparison.png"
+    draw_sheet(sheet, sheet_rows(rows, data, evaluation))
+    mean = {m: [s.psnr for s in evaluation.summaries if s.model == m] for m in ("before", "after")}
+    gain = (sum(mean["after"]) - sum(mean["before"])) / len(data)
+    return Comparison(evaluation, gain, sheet)
+
+
+def _what_it_is(model: str) -> tuple[type[nn.Module], dict[str, Any], str]:
+    """The class of a model, its constructor arguments with `upscale`, and what `model.init` takes for it."""
+    path = Path(model)
+    if path.is_dir():
+        network = PretrainedModel.from_pretrained(path)
+    elif path.is_file() or path.suffix in SUFFIXES:
+        network, _ = load_recognised(path, None, True, {})
+    else:
+        info = model_info(model)
+        if info.weights is None:
+            raise HatlibError(f"There are no pretrained weights for {model!r} to start from; name a weight file of it.")
+        arch, tag = split_name(model)
+        arguments = {**info.model_args, "upscale": info.scale}
+        return info.model_class, arguments, model if tag else f"{arch}.{next(iter(info.tags))}"
+    if not isinstance(network, PretrainedModel):
+        raise HatlibError(f"'{model}' is a {type(network).__name__}, which hatlib runs but does not train.")
+    return type(network), {"upscale": network.upscale, **network.config["model_args"]}, model
+
+
+def _named(cls: type[nn.Module], arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The arch to build a network with, and the constructor arguments that differ from the arch's, as YAML has them."""
+    arch, _ = find_arch(cls, arguments, getattr(cls, "not_of_the_network", ()))
+    if not arch or model_info(arch).scale != arguments["upscale"]:
+        raise HatlibError(f"There is no {cls.__name__} of scale x{arguments['upscale']} among hatlib.list_models().")
+    own = {p.name: p.default for p in inspect.signature(cls).parameters.values()} | dict(model_info(arch).model_args)
+    return arch, {
+        name: encode(value, name)
+        for name, value in arguments.items()
+        if name != "upscale" and (name not in own or tuples(value) != tuples(own[name]))
+    }
+
+
+def _split(names: Sequence[str], folder: Path) -> tuple[str, str]:
+    """Divides images into those to train on and those to validate on; writes the lists and gives their paths."""
+    if len(names) < 2:
+        raise HatlibError(f"{len(names)} image is too few to train and to validate on; add some, or give --val.")
+    count = min(VALIDATION_MOST, max(1, round(VALIDATION_SHARE * len(names))))
+    chosen = set(random.Random(0).sample(sorted(names), count))
+    lists = {"train": [n for n in names if n not in chosen], "val": [n for n in names if n in chosen]}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for part, lines in lists.items():
+            with atomic_path(folder / f"{part}.txt") as temporary:
+                temporary.write_text("".join(f"{name}\n" for name in lines), encoding="utf-8")
+    except OSError as error:
+        raise HatlibError(f"Cannot write to '{folder}': {error.strerror or error}.") from error
+    return str(folder / "train.txt"), str(folder / "val.txt")
