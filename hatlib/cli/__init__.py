@@ -11,10 +11,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from hatlib.cli import convert, evaluate, interruption, models, upscale
+from hatlib.cli import convert, evaluate, interruption, lam, models, upscale
 from hatlib.errors import HatlibError
 
-COMMANDS = (upscale, models, convert, evaluate)
+COMMANDS = (upscale, models, convert, evaluate, lam)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
