@@ -119,7 +119,7 @@ ORDER = [
     {"models"},
     {"factory"},
     {"imageio", "inference", "metrics", "data"},
-    {"evaluation"},
+    {"evaluation", "analysis"},
     {"training"},
     {"integrations"},
     {"cli"},

@@ -11,10 +11,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from hatlib.cli import convert, evaluate, finetune, interruption, models, upscale
+from hatlib.cli import convert, evaluate, finetune, interruption, lam, models, upscale
 from hatlib.errors import HatlibError
 
-COMMANDS = (upscale, models, convert, evaluate, finetune)
+COMMANDS = (upscale, models, convert, evaluate, lam, finetune)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,8 @@ from hatlib.cli import interruption
 from hatlib.errors import HatlibError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from hatlib.data import ImagePairs
     from hatlib.evaluation import Contender, Evaluation
 
@@ -85,7 +87,7 @@ def _evaluate(args: argparse.Namespace, rows: list[Contender], data: dict[str, I
     from hatlib.imageio.atomic import atomic_path
 
     main_process = os.environ.get("RANK", "0") == "0"
-    with _progress(main_process) as progress:
+    with progress_bar(main_process) as progress:
         task = progress.add_task("images", total=None)
 
         def done(count: int, total: int) -> None:
@@ -157,7 +159,8 @@ def _leave_processes() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _progress(visible: bool):
+def progress_bar(visible: bool = True) -> Progress:
+    """A bar on stderr, if that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

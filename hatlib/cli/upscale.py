@@ -194,11 +194,8 @@ def _upscaler(args: argparse.Namespace, model: nn.Module) -> Upscaler:
     import torch
 
     from hatlib.inference import Upscaler
+    from hatlib.inference.upscaler import default_device
 
-    device = args.device
-    if device is None:
-        cuda = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        device = cuda if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return Upscaler(
         model,
         tile=args.tile or None,
@@ -206,7 +203,7 @@ def _upscaler(args: argparse.Namespace, model: nn.Module) -> Upscaler:
         batch=args.batch,
         self_ensemble=args.self_ensemble,
         dtype=None if args.dtype == "float32" else getattr(torch, args.dtype),
-        device=device,
+        device=args.device or default_device(),
     )
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
@@ -18,6 +17,7 @@ from hatlib.errors import HatlibError
 from hatlib.evaluation.models import Contender
 from hatlib.evaluation.protocol import Evaluation, restore
 from hatlib.imageio import Image, write_image
+from hatlib.imageio.drawing import Panel, draw_row, framed, stacked, to_pil
 from hatlib.metrics import rgb_to_y
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["SheetRow", "draw_sheet", "sheet_rows"]
 
 TILE = 240  # side of an enlarged crop
-GAP = 12
-TEXT = 15
-INK, FRAME = (30, 30, 30), (230, 40, 40)
 
 
 @dataclass(frozen=True)
@@ -107,16 +104,8 @@ def draw_sheet(path: str | os.PathLike, rows: list[SheetRow], crop: int = 64) ->
     Raises:
         HatlibError: If the file can't be written.
     """
-    from PIL import Image as PILImage
-
     column = max(_thumbnail_width(row) for row in rows)
-    drawn = [_draw_row(row, crop, column) for row in rows]
-    sheet = PILImage.new("RGB", (max(d.width for d in drawn), sum(d.height for d in drawn)), "white")
-    top = 0
-    for image in drawn:
-        sheet.paste(image, (0, top))
-        top += image.height
-    write_image(Path(path), Image(np.array(sheet)))
+    write_image(Path(path), Image(stacked([_draw_row(row, crop, column) for row in rows])))
 
 
 def hardest_region(reference: Tensor, other: Tensor, side: int, step: int) -> tuple[int, int]:
@@ -133,7 +122,6 @@ def hardest_region(reference: Tensor, other: Tensor, side: int, step: int) -> tu
 
 def _draw_row(row: SheetRow, crop: int, column: int) -> PILImage.Image:
     from PIL import Image as PILImage
-    from PIL import ImageDraw, ImageFont
 
     scale = row.hr.shape[1] // row.lr.shape[1]
     side = max(min(crop // scale, *row.lr.shape[1:]), 1) * scale
@@ -141,49 +129,20 @@ def _draw_row(row: SheetRow, crop: int, column: int) -> PILImage.Image:
 
     def part(image: Tensor, factor: int = 1) -> PILImage.Image:
         y, x, n = top // factor, left // factor, side // factor
-        return _pil(image[:, y : y + n, x : x + n]).resize((TILE, TILE), PILImage.Resampling.NEAREST)
+        return to_pil(image[:, y : y + n, x : x + n]).resize((TILE, TILE), PILImage.Resampling.NEAREST)
 
     tiles = [("LR", f"{row.lr.shape[2]}x{row.lr.shape[1]}", part(row.lr, scale))]
     tiles += [(name, figures, part(image)) for name, (image, figures) in row.results.items()]
     tiles.append(("HR", f"{row.hr.shape[2]}x{row.hr.shape[1]}", part(row.hr)))
 
-    whole = _pil(row.hr)
+    whole = to_pil(row.hr)
     width = _thumbnail_width(row)
     zoom = width / whole.width
     whole = whole.resize((width, max(round(whole.height * zoom), 1)), PILImage.Resampling.LANCZOS)
-    frame = [round(v * zoom) for v in (left, top, left + side, top + side)]
-    ImageDraw.Draw(whole).rectangle(frame, outline=FRAME, width=2)
-
-    font, line = ImageFont.load_default(TEXT), TEXT + 5
-    size = (GAP + column + sum(GAP + TILE for _ in tiles) + GAP, GAP + max(TILE, whole.height) + 2 * line + GAP)
-    canvas = PILImage.new("RGB", size, "white")
-    draw = ImageDraw.Draw(canvas)
-    canvas.paste(whole, (GAP, GAP))
-    draw.text((GAP, GAP + whole.height + 3), _fitted(row.title, font, column), INK, font)
-    x = GAP + column + GAP
-    for name, figures, tile in tiles:
-        canvas.paste(tile, (x, GAP))
-        draw.text((x, GAP + TILE + 3), _fitted(name, font, TILE), INK, font)
-        draw.text((x, GAP + TILE + 3 + line), _fitted(figures, font, TILE), INK, font)
-        x += TILE + GAP
-    return canvas
+    whole = framed(whole, [v * zoom for v in (left, top, left + side, top + side)])
+    return draw_row([Panel(whole, [row.title], column), *(Panel(tile, lines) for *lines, tile in tiles)])
 
 
 def _thumbnail_width(row: SheetRow) -> int:
     """As high as a crop, but no wider than two of them."""
     return max(min(round(TILE * row.hr.shape[2] / row.hr.shape[1]), 2 * TILE), 1)
-
-
-def _fitted(text: str, font: object, width: int) -> str:
-    """The text, shortened in the middle until it is no wider than `width` pixels."""
-    shown, keep = text, len(text)
-    while font.getlength(shown) > width and keep > 2:
-        keep -= 1
-        shown = f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
-    return shown
-
-
-def _pil(image: Tensor) -> PILImage.Image:
-    from PIL import Image as PILImage
-
-    return PILImage.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).contiguous().to(torch.uint8).numpy())

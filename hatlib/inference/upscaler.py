@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -75,7 +76,7 @@ class Upscaler:
         if isinstance(tile, int):
             tile_spans(tile + 1, tile, self._overlap(tile), self.multiple)  # refuses impossible combinations
         if device is not None:
-            model.to(_checked_device(device))
+            model.to(checked_device(device))
         self._runner = TileRunner(model, dtype, self_ensemble)
 
     def __call__(self, image: Any, *, progress: Progress | None = None) -> Any:
@@ -265,7 +266,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _checked_device(name: str | torch.device) -> torch.device:
+def default_device() -> str:
+    """A GPU if there is one; each process of several its own."""
+    if torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def checked_device(name: str | torch.device) -> torch.device:
+    """The device of this name; a HatlibError if it can't be used."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

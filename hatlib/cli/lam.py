@@ -1,0 +1,175 @@
+"""`hatlib lam`: which input pixels models use, as local attribution maps and diffusion indices."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hatlib.cli import interruption
+from hatlib.cli.evaluate import progress_bar
+from hatlib.errors import HatlibError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hatlib.analysis.compare import Comparison
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Declares the command."""
+    parser = commands.add_parser(
+        "lam",
+        help="show which input pixels models use",
+        description="Local attribution maps (arXiv 2011.11036): which pixels of the input models use to restore a "
+        "window of the output, and how many, as the diffusion index. One image gives a figure, a folder a CSV.",
+    )
+    add = parser.add_argument
+    add(
+        "image", type=Path, metavar="IMAGE", help="original, of which the input is made by bicubic; or a folder of them"
+    )
+    add(
+        "--model",
+        action="append",
+        dest="models",
+        metavar="MODEL",
+        help="a name of `hatlib models`, a weight file, 'module:function' that returns a network, or 'bicubic'; may be "
+        "repeated (default: hat_t_x4)",
+    )
+    add("--window", type=_window, metavar="X,Y,SIZE", help="in output pixels (default: 16x16 in the middle)")
+    add("-o", "--output", type=Path, metavar="FILE", help="figure of one image (.png), CSV of a folder")
+    add("--lr", action="store_true", help="IMAGE is the input, and not the original")
+    add("--crop", type=int, metavar="N", help="only NxN input pixels around the window (the paper: 64)")
+    add("--scale", type=int, metavar="S", help="where no model tells it")
+    add("--sigma", type=float, default=1.2, metavar="V", help="blur at the start of the path, in pixels (%(default)s)")
+    add("--fold", type=int, default=50, metavar="N", help="steps of the path (%(default)s)")
+    add("--kernel", type=int, default=9, metavar="N", help="side of the blur's kernel (%(default)s)")
+    add("--rule", choices=["reference", "trapezoid"], default="reference", help="the paper's sum, or a more exact one")
+    add("--alpha", type=float, default=0.5, metavar="A", help="share of the image under a map (%(default)s)")
+    add("--batch", type=int, metavar="N", help="steps at once (default: 2 on a CPU, 10 elsewhere)")
+    add("--device", metavar="D", help="cpu, cuda, cuda:1, mps... (default: a GPU if there is one)")
+    add("--json", type=Path, metavar="FILE", help="write everything but the maps, with full digits")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Attributes, prints the indices, writes the files; 1 if an image failed."""
+    from hatlib.analysis.compare import compare, load_subject
+    from hatlib.analysis.figure import draw_lam
+
+    folder = args.image.is_dir()
+    _check(args, folder)
+    files = _files(args.image)
+    models, scale = _models(args)
+    load = partial(load_subject, scale=scale, window=args.window, is_lr=args.lr, crop=args.crop)
+    options = dict(
+        scale=scale, sigma=args.sigma, fold=args.fold, kernel_size=args.kernel, rule=args.rule, batch=args.batch
+    )
+    rows = []
+    with progress_bar() as progress:
+        task = progress.add_task("attributions", total=None)
+
+        def done(count: float, total: int) -> None:
+            interruption.check()
+            progress.update(task, completed=count, total=total)
+
+        for row in compare(models, files, load, done, **options):
+            if not folder and row.error is not None:
+                raise HatlibError(row.error)
+            if not folder and args.output is not None:
+                draw_lam(args.output, row.results, row.subject.hr, args.alpha)
+            rows.append(_figures(row))
+    _report(args, rows, {"scale": scale, **options}, folder)
+    return 1 if any(row["error"] for row in rows) else 0
+
+
+def _window(text: str) -> tuple[int, int, int]:
+    x, y, side = (int(part) for part in text.split(","))
+    return x, y, side
+
+
+def _check(args: argparse.Namespace, folder: bool) -> None:
+    """Refuses what is wrong whatever the model: loading one takes seconds."""
+    from hatlib.imageio import check_output
+
+    if args.crop is not None and args.crop < 1:
+        raise HatlibError(f"--crop takes a number of pixels, 1 or more, not {args.crop}.")
+    if not 0 <= args.alpha <= 1:
+        raise HatlibError(f"--alpha takes a share from 0 to 1, not {args.alpha}.")
+    if args.output is not None and not folder:
+        check_output(args.output)
+    if folder and args.output is not None and args.output.suffix.lower() != ".csv":
+        raise HatlibError(f"A folder gives a CSV: call it '{args.output.with_suffix('.csv')}'.")
+    for path in filter(None, (args.output, args.json)):
+        if not path.parent.is_dir():
+            raise HatlibError(f"Cannot write '{path}': there is no folder '{path.parent}'.")
+        if path.resolve() == args.image.resolve():
+            raise HatlibError(f"The output '{path}' is the input itself: choose another name.")
+
+
+def _files(image: Path) -> dict[str, Path]:
+    from hatlib.data import index_images
+
+    if not image.is_dir():
+        if not image.exists():
+            raise HatlibError(f"There is no file or folder '{image}'.")
+        return {image.name: image}
+    return {name: image / name for name in index_images(image)}
+
+
+def _models(args: argparse.Namespace) -> tuple[dict[str, nn.Module], int]:
+    """The networks by name, where they shall run, and their scale."""
+    from hatlib.analysis.compare import Bicubic
+    from hatlib.evaluation import resolve_models
+    from hatlib.inference.upscaler import checked_device, default_device
+
+    device = checked_device(args.device or default_device())
+    specs = args.models or ["hat_t_x4"]
+    contenders, scale = resolve_models(specs, args.scale)
+    models = {c.name: c.model or Bicubic(scale) for c in contenders if c.model is not None or "bicubic" in specs}
+    return {name: model.to(device) for name, model in models.items()}, scale
+
+
+def _figures(row: Comparison) -> dict[str, Any]:
+    """What is told of an image; the maps are not kept."""
+    values = ("di", "gini", "completeness", "difference", "gradients")
+    return {
+        "image": row.image,
+        "input": list(row.subject.lr.shape[1:]) if row.subject else None,
+        "window": list(row.subject.window) if row.subject else None,
+        "models": {name: {value: getattr(r, value) for value in values} for name, r in row.results.items()},
+        "error": row.error,
+    }
+
+
+def _report(args: argparse.Namespace, rows: list[dict[str, Any]], options: dict[str, Any], folder: bool) -> None:
+    from hatlib.analysis.compare import as_csv
+    from hatlib.evaluation.report import markdown
+    from hatlib.imageio.atomic import atomic_path
+
+    done = [row for row in rows if row["error"] is None]
+    if args.json is not None:
+        with atomic_path(args.json) as temporary:
+            content = json.dumps({**options, "images": rows}, indent=1, ensure_ascii=False) + "\n"
+            temporary.write_text(content, encoding="utf-8")
+    if folder and done:
+        table = as_csv({row["image"]: {name: v["di"] for name, v in row["models"].items()} for row in done})
+        if args.output is None:
+            print(table, end="", flush=True)
+        else:
+            with atomic_path(args.output) as temporary:
+                temporary.write_text(table, encoding="utf-8")
+    elif done:
+        lines = [[n, f"{v['di']:.2f}", f"{v['completeness']:.2%}"] for n, v in done[0]["models"].items()]
+        print(markdown(["model", "diffusion index", "error of the sum"], lines), flush=True)
+    if args.output is not None and done:
+        print(args.output, flush=True)
+    if len({tuple(row["input"]) for row in done}) > 1:
+        print("The inputs differ in size, on which diffusion indices depend: --crop makes them alike.", file=sys.stderr)
+    if failures := [row["error"] for row in rows if row["error"]]:
+        print(f"{len(failures)} of {len(rows)} images failed:", file=sys.stderr)
+        for message in failures:
+            print(f"  {message}", file=sys.stderr)
