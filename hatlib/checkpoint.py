@@ -175,8 +175,8 @@ def load_weights(
 ) -> LoadReport:
     """Loads a weight file, published key layouts included, into a model that exists.
 
-    The model keeps its own constructor arguments: where a file of hatlib's tells others that change the result, a
-    warning says so.
+    The model keeps its own constructor arguments: where the file tells others that change the result, a warning says
+    so.
 
     Args:
         model: takes the weights; they are converted to its type and device.
@@ -190,13 +190,15 @@ def load_weights(
         HatlibError: if the file can't be read or does not fit; the model is left as it was.
     """
     own = dict(getattr(model, "_arguments", {}))  # as they were before the weights brought a mean with them
-    report = load_state_dict(model, read_state_dict(path), str(path), strict=strict, adapt=adapt, skip=skip)
-    told = {name: tuples(value) for name, value in read_header(path).get("model_args", {}).items()}
+    state_dict = read_state_dict(path)
+    report = load_state_dict(model, state_dict, str(path), strict=strict, adapt=adapt, skip=skip)
+    told = model.told_by_weights(state_dict) if hasattr(model, "told_by_weights") else {}
+    told = {name: tuples(value) for name, value in {**told, **read_header(path).get("model_args", {})}.items()}
     names = [name for name in getattr(model, "not_in_weights", ()) if name in told.keys() & own.keys()]
     if differing := [name for name in names if told[name] != tuples(own[name])]:
         values = ", ".join(f"{name}={told[name]}" for name in differing)
         warnings.warn(
-            f"{Path(path).name} was saved with {values}, but the model has "
+            f"{Path(path).name} is for a network with {values}, but the model has "
             f"{', '.join(f'{name}={own[name]}' for name in differing)}; load_checkpoint reads them from the file.",
             stacklevel=2,
         )
