@@ -157,7 +157,8 @@ def gradients(checkpointing, name="hat_x2", size=16, batch=1, **options):
 def test_gradient_checkpointing_saves_activations(name, more):
     (plain, expected), (saving, actual) = (gradients(checkpointing, name, **more) for checkpointing in (False, True))
     assert saving < 0.6 * plain
-    assert all(relative_error(a, b) < 1e-5 for a, b in zip(actual, expected, strict=True))
+    for a, b in zip(actual, expected, strict=True):  # behind a ReLU that is shut there are zeros
+        assert relative_error(a, b) < 1e-5 if b.any() else not a.any()
 
 
 @pytest.mark.parametrize("option", ["drop_rate", "attn_drop_rate", "drop_path_rate"])
@@ -248,7 +249,10 @@ def test_published_configuration_can_be_pasted():
 
 
 @pytest.mark.parametrize(
-    "upsampler, scale", [("pixelshuffle", s) for s in (1, 2, 3, 8)] + [("pixelshuffledirect", 3), ("nearest+conv", 4)]
+    "upsampler, scale",
+    [("pixelshuffle", s) for s in (1, 2, 3, 8)]
+    + [("pixelshuffle+conv", s) for s in (1, 3, 4)]
+    + [("pixelshuffledirect", 3), ("nearest+conv", 4)],
 )
 def test_large_images_in_strips_change_nothing(monkeypatch, upsampler, scale):
     model = randomise(HAT(upscale=scale, upsampler=upsampler, **TINY)).double().eval()
