@@ -5,6 +5,7 @@ recognise what its shapes tell.
 """
 
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -300,9 +301,13 @@ def load_recognised(
         return load_foreign(state_dict, str(path), dict(overrides)), None
     told = {**(found[1] if found else {}), **header.get("model_args", {})}
     arguments = {**told, **overrides}
+    assumed: dict[str, Any] = {}
     if not (arch := header.get("architecture", "")):
-        arch, _ = find_arch(found[0], arguments, getattr(found[0], "not_of_the_network", ()))
-    model = registered_build(arch, told, overrides) if arch else found[0](**arguments)
+        arch, same = find_arch(found[0], arguments, getattr(found[0], "not_of_the_network", ()))
+        if not same:  # it is built through an arch that may have values of its own for what weights don't tell
+            parameters = inspect.signature(found[0]).parameters
+            assumed = {n: parameters[n].default for n in getattr(found[0], "not_in_weights", ()) if n in parameters}
+    model = registered_build(arch, {**assumed, **told}, overrides) if arch else found[0](**arguments)
     adapt = bool(overrides.keys() & {"in_chans", "out_chans"})
     report = load_state_dict(model, state_dict, str(path), strict=strict, adapt=adapt)
     guessed = [name for name in getattr(model, "not_in_weights", ()) if name not in arguments]

@@ -15,8 +15,9 @@ from spandrel.architectures.RCAN import RCAN as SpandrelRCAN
 from torch.nn import functional as F
 
 import hatlib
-from hatlib import load_checkpoint
+from hatlib import HatlibError, load_checkpoint
 from hatlib.checkpoint import load_weights
+from hatlib.foreign import ForeignModel
 from hatlib.models import EDSR, RCAN
 
 MEAN = (0.4488, 0.4371, 0.4040)
@@ -298,6 +299,42 @@ def test_random_rcan(seed, tmp_path):
     assert (descriptor.architecture.id, descriptor.scale) == ("RCAN", config["upscale"])
     with torch.no_grad():
         assert relative_error(descriptor.model.eval()(x.clone()), ours(x)) < 1e-5
+
+
+@pytest.mark.parametrize("option", [dict(kernel_size=5), dict(unshuffle_mod=True)], ids=str)
+def test_other_kinds_of_rcan_are_left_to_spandrel(option, tmp_path):
+    theirs = spandrel_rcan(dict(upscale=2, **SMALL_RCAN), dtype=torch.float32, **option)
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    ours = load_checkpoint(tmp_path / "w.pth")
+    assert isinstance(ours, ForeignModel) and ours.architecture == "RCAN"
+
+
+@pytest.mark.filterwarnings("ignore:.*does not tell")
+@pytest.mark.parametrize("cls", [RCAN, EDSR])
+@pytest.mark.parametrize("upsampler, upscale", [("pixelshuffle", 2), ("pixelshuffledirect", 3), ("nearest+conv", 4)])
+def test_other_heads(cls, upsampler, upscale, tmp_path):
+    small = SMALL_RCAN if cls is RCAN else SMALL_EDSR
+    model = randomise(cls(upscale=upscale, upsampler=upsampler, **small)).eval()
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    again = load_checkpoint(tmp_path / "w.pth")
+    assert again.config == model.config
+    x = torch.rand(1, 3, 6, 5)
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
+
+
+def test_a_mean_shift_that_loses_a_channel_is_refused(tmp_path):
+    weights = edsr_weights(2, **SMALL_EDSR)
+    weights["sub_mean.weight"][0] = 0
+    torch.save(weights, tmp_path / "w.pth")
+    with pytest.raises(HatlibError, match="sub_mean"):
+        load_checkpoint(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("option, message", [(dict(num_block=0), "one group"), (dict(upscale=5), "powers of 2, not 5")])
+def test_options_that_do_not_go_together(option, message):
+    with pytest.raises(HatlibError, match=message):
+        EDSR(**{**SMALL_EDSR, **option})
 
 
 def test_weights_that_tell_another_mean_warn(tmp_path):

@@ -168,6 +168,18 @@ def test_random_hyper_parameters(seed, tmp_path):
             assert torch.equal(ours.published_state_dict()[name], value)
 
 
+def test_what_weights_do_not_tell_is_the_plain_value(tmp_path):
+    """Not that of the arch through which a network of no known size is built; JPEG's is the nearest one here."""
+    torch.save(SwinIR(**{**SMALL, "upsampler": "", "upscale": 1}).state_dict(), tmp_path / "w.pth")
+    with pytest.warns(UserWarning, match="img_range=1.0, mean=None, qk_scale=None"):
+        assert load_checkpoint(tmp_path / "w.pth").img_range == 1.0
+    with torch.device("meta"):
+        weights = hatlib.create_model("swinir_m_jpeg_gray_x1").state_dict()
+    torch.save({name: torch.zeros(value.shape) for name, value in weights.items()}, tmp_path / "jpeg.pth")
+    with pytest.warns(UserWarning, match="img_range=255.0"):
+        assert load_checkpoint(tmp_path / "jpeg.pth").img_range == 255.0
+
+
 @pytest.mark.parametrize("name, side", [("swinir_m_x2", 64), ("swinir_m_jpeg_gray_x1", 126)])
 def test_published_masks_are_the_authors(name, side):
     """Of the size that the published networks were trained with, so that the authors' code takes the file."""

@@ -36,7 +36,9 @@ class RestorationModel(PretrainedModel):
     """
 
     num_classes = 0  # timm asks every model
-    trunk_maps = 9.0  # feature maps that are alive at once in the trunk in eager inference, at most; measured
+    # Measured in eager inference: feature maps that are alive at once in the trunk, at most, and maps of the head's
+    # largest size.
+    trunk_maps, head_maps = 9.0, 2.5
     grad_checkpointing = False
 
     def __init__(
@@ -183,7 +185,7 @@ class RestorationModel(PretrainedModel):
         large /= math.ceil(large / HALO_STRIP_BYTES)
         image = pixels * self.out_chans * self.upscale**2 * itemsize
         trunk = self.trunk_maps * feature_map * _waste(feature_map)
-        head = 2.5 * large * _waste(large) + (2 * feature_map + image) * _waste(feature_map)
+        head = self.head_maps * large * _waste(large) + (2 * feature_map + image) * _waste(feature_map)
         return round(max(trunk, head))
 
     def forward_intermediates(

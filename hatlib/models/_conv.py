@@ -35,6 +35,7 @@ class ConvModel(RestorationModel):
     keys: ClassVar[KeyTable]
     not_in_weights = ("img_range", "mean", "res_scale")
     not_of_the_network = ("use_checkpoint",)
+    trunk_maps, head_maps = 5.0, 2.1
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hatlib.errors import HatlibError
 from hatlib.models._adapt import default_mean
 
 __all__ = ["fold_mean_shift", "told_by_mean_shift", "with_mean_shift"]
@@ -21,7 +22,7 @@ _BEFORE, _AFTER = "sub_mean", "add_mean"
 
 def told_by_mean_shift(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     """`img_range` and `mean`, as far as a published file's convolutions tell them."""
-    if f"{_BEFORE}.bias" not in state_dict:
+    if not _has(state_dict, _BEFORE):
         return {}
     center = _center(state_dict)
     usual = torch.tensor(default_mean(len(center)), dtype=center.dtype)
@@ -42,14 +43,14 @@ def fold_mean_shift(state_dict: Mapping[str, Tensor], first: str, last: str) -> 
         last: name of the last one.
     """
     folded = {name: value for name, value in state_dict.items() if name.partition(".")[0] not in (_BEFORE, _AFTER)}
-    if f"{_BEFORE}.bias" in state_dict and f"{first}.weight" in folded:
+    if _has(state_dict, _BEFORE) and f"{first}.weight" in folded:
         matrix = _matrix(state_dict, _BEFORE)
         if not _same(matrix, torch.eye(len(matrix))):
             weight = folded[f"{first}.weight"]
             folded[f"{first}.weight"] = torch.einsum("oihw,ij->ojhw", weight.double(), matrix).to(weight).contiguous()
-    if f"{_AFTER}.bias" in state_dict and f"{last}.weight" in folded:
+    if _has(state_dict, _AFTER) and f"{last}.weight" in folded:
         matrix, shift = _matrix(state_dict, _AFTER), state_dict[f"{_AFTER}.bias"].double()
-        added = _center(state_dict) if f"{_BEFORE}.bias" in state_dict else torch.zeros_like(shift)
+        added = _center(state_dict) if _has(state_dict, _BEFORE) else torch.zeros_like(shift)
         if not (_same(matrix, torch.eye(len(matrix))) and _same(shift, added)):
             weight, bias = folded[f"{last}.weight"], folded[f"{last}.bias"]
             folded[f"{last}.weight"] = torch.einsum("po,oihw->pihw", matrix, weight.double()).to(weight).contiguous()
@@ -77,6 +78,10 @@ def with_mean_shift(
     return {**before, **after, **state_dict}
 
 
+def _has(state_dict: Mapping[str, Tensor], name: str) -> bool:
+    return f"{name}.weight" in state_dict and f"{name}.bias" in state_dict
+
+
 def _matrix(state_dict: Mapping[str, Tensor], name: str) -> Tensor:
     """The convolution as a matrix (C, C)."""
     return state_dict[f"{name}.weight"].double()[:, :, 0, 0]
@@ -84,7 +89,10 @@ def _matrix(state_dict: Mapping[str, Tensor], name: str) -> Tensor:
 
 def _center(state_dict: Mapping[str, Tensor]) -> Tensor:
     """What the first convolution takes to zero, (C,): the mean in the range of the network's images."""
-    return -torch.linalg.solve(_matrix(state_dict, _BEFORE), state_dict[f"{_BEFORE}.bias"].double())
+    center, singular = torch.linalg.solve_ex(_matrix(state_dict, _BEFORE), -state_dict[f"{_BEFORE}.bias"].double())
+    if singular:
+        raise HatlibError(f"The weights of {_BEFORE} mix the channels so that they can't be told apart any more.")
+    return center
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

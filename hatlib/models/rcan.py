@@ -110,7 +110,7 @@ def recognise(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """The arguments of `RCAN` that weights tell, in any of the layouts; None for other networks' weights."""
     ours = RCAN.keys.read(state_dict)
     squeeze = "layers.0.residual_group.blocks.0.rcab.3.attention.1.weight"
-    needed = ("conv_first.weight", "conv_after_body.weight", "conv_last.weight", "layers.0.conv.weight", squeeze)
+    needed = ("conv_first.weight", "conv_after_body.weight", "layers.0.conv.weight", squeeze)
     if not all(name in ours for name in needed) or ours["conv_first.weight"].shape[-1] != 3:
         return None
     inner, num_feat = ours[squeeze].shape[:2]

@@ -57,6 +57,7 @@ class SwinIR(WindowModel):
         HatlibError: for arguments that don't go together.
     """
 
+    trunk_maps = 7.5
     citation = """@inproceedings{liang2021swinir,
   title     = {SwinIR: Image Restoration Using Swin Transformer},
   author    = {Liang, Jingyun and Cao, Jiezhang and Sun, Guolei and Zhang, Kai and Van Gool, Luc and Timofte, Radu},
