@@ -56,6 +56,10 @@ def measure(args: argparse.Namespace) -> dict:
                     if f"{side}_s" in rows[-1]:
                         rate = operations * (size / 64) ** 2 / rows[-1][f"{side}_s"]
                         rows[-1][f"{side}_share_of_peak"] = rate / peak
+    for name in [name for name in names if CASES[name].ours and CASES[name].theirs and name != "hat_s_x4"]:
+        for side in ("theirs", "ours"):
+            memory = {"kind": "memory", "name": name, "side": side, "size": sizes[-1], "mode": "forward", **typed}
+            rows.append(run(memory))
     for name in ("hat_s_x4",) if "hat_s_x4" in names else ():
         for size in [*sizes, 512] if args.full else sizes[-1:]:
             for side in ("theirs", "ours") if size < 512 else ("ours",):
@@ -110,19 +114,27 @@ def markdown(result: dict) -> str:
         title, size = CASES[row["name"]].title, row["size"]
         cells = (title, f"{size}x{size}", row["batch"], allocator, theirs, ours, ratio, " / ".join(shares), error)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    memory = {(r["side"], r["mode"], r["size"]): r["bytes"] for r in rows if r["kind"] == "memory"}
+    memory = {(r["name"], r["side"], r["mode"], r["size"]): r["bytes"] for r in rows if r["kind"] == "memory"}
     lines += [
         "",
-        "| HAT-S x4, peak memory | size | theirs | ours | ratio | ours, bytes a pixel |",
-        "|---|---|---|---|---|---|",
+        "| peak memory | | size | theirs | ours | ratio | ours, bytes a pixel |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for (side, mode, size), ours in memory.items():
+    for (name, side, mode, size), ours in memory.items():
         if side != "ours":
             continue
-        theirs = memory.get(("theirs", "train" if mode == "checkpointed" else mode, size))
+        theirs = memory.get((name, "theirs", "train" if mode == "checkpointed" else mode, size))
         compared = (f"{theirs / 2**20:.0f} MiB", f"{ours / theirs:.2f}") if theirs else ("", "")
         what = {"train": "training step", "checkpointed": "training step, checkpointed"}.get(mode, mode)
-        cells = (what, f"{size}x{size}", compared[0], f"{ours / 2**20:.0f} MiB", compared[1], f"{ours / size**2:.0f}")
+        cells = (
+            CASES[name].title,
+            what,
+            f"{size}x{size}",
+            compared[0],
+            f"{ours / 2**20:.0f} MiB",
+            compared[1],
+            f"{ours / size**2:.0f}",
+        )
         lines.append("| " + " | ".join(cells) + " |")
     for row in times:
         if row["mode"] == "train":

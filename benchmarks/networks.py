@@ -93,8 +93,12 @@ CASES = {
         lambda: spandrel_hat(180, 3, 30),
     ),
     "hat_t_x4": Case("HAT-T x4", lambda: hatlib.create_model("hat_t_x4", drop_path_rate=0.0), None),
-    "swinir_m_x4": Case("SwinIR-M x4 (spandrel)", None, spandrel_swinir_m),
-    "rcan_x4": Case("RCAN x4 (spandrel)", None, spandrel_rcan),
+    "swinir_m_x4": Case(
+        "SwinIR-M x4 (spandrel)",
+        lambda: hatlib.create_model("swinir_m_x4", drop_path_rate=0.0),
+        spandrel_swinir_m,
+    ),
+    "rcan_x4": Case("RCAN x4 (spandrel)", lambda: hatlib.create_model("rcan_x4"), spandrel_rcan),
     "swin2sr_x4": Case("Swin2SR x4 (transformers)", None, transformers_swin2sr),
 }
 
@@ -108,5 +112,7 @@ def build(name: str, side: str) -> nn.Module:
     model = case.ours().eval()
     if case.theirs:
         torch.manual_seed(0)
-        model.load_state_dict(model.convert_state_dict(case.theirs().state_dict()))
+        weights = case.theirs().state_dict()
+        weights = {name.removeprefix("network."): value for name, value in weights.items()}
+        model.load_state_dict(model.convert_state_dict(weights))
     return model

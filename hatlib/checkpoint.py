@@ -5,6 +5,7 @@ recognise what its shapes tell.
 """
 
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -175,8 +176,8 @@ def load_weights(
 ) -> LoadReport:
     """Loads a weight file, published key layouts included, into a model that exists.
 
-    The model keeps its own constructor arguments: where a file of hatlib's tells others that change the result, a
-    warning says so.
+    The model keeps its own constructor arguments: where the file tells others that change the result, a warning says
+    so.
 
     Args:
         model: takes the weights; they are converted to its type and device.
@@ -190,13 +191,15 @@ def load_weights(
         HatlibError: if the file can't be read or does not fit; the model is left as it was.
     """
     own = dict(getattr(model, "_arguments", {}))  # as they were before the weights brought a mean with them
-    report = load_state_dict(model, read_state_dict(path), str(path), strict=strict, adapt=adapt, skip=skip)
-    told = {name: tuples(value) for name, value in read_header(path).get("model_args", {}).items()}
+    state_dict = read_state_dict(path)
+    report = load_state_dict(model, state_dict, str(path), strict=strict, adapt=adapt, skip=skip)
+    told = model.told_by_weights(state_dict) if hasattr(model, "told_by_weights") else {}
+    told = {name: tuples(value) for name, value in {**told, **read_header(path).get("model_args", {})}.items()}
     names = [name for name in getattr(model, "not_in_weights", ()) if name in told.keys() & own.keys()]
     if differing := [name for name in names if told[name] != tuples(own[name])]:
         values = ", ".join(f"{name}={told[name]}" for name in differing)
         warnings.warn(
-            f"{Path(path).name} was saved with {values}, but the model has "
+            f"{Path(path).name} is for a network with {values}, but the model has "
             f"{', '.join(f'{name}={own[name]}' for name in differing)}; load_checkpoint reads them from the file.",
             stacklevel=2,
         )
@@ -298,9 +301,13 @@ def load_recognised(
         return load_foreign(state_dict, str(path), dict(overrides)), None
     told = {**(found[1] if found else {}), **header.get("model_args", {})}
     arguments = {**told, **overrides}
+    assumed: dict[str, Any] = {}
     if not (arch := header.get("architecture", "")):
-        arch, _ = find_arch(found[0], arguments, getattr(found[0], "not_of_the_network", ()))
-    model = registered_build(arch, told, overrides) if arch else found[0](**arguments)
+        arch, same = find_arch(found[0], arguments, getattr(found[0], "not_of_the_network", ()))
+        if not same:  # it is built through an arch that may have values of its own for what weights don't tell
+            parameters = inspect.signature(found[0]).parameters
+            assumed = {n: parameters[n].default for n in getattr(found[0], "not_in_weights", ()) if n in parameters}
+    model = registered_build(arch, {**assumed, **told}, overrides) if arch else found[0](**arguments)
     adapt = bool(overrides.keys() & {"in_chans", "out_chans"})
     report = load_state_dict(model, state_dict, str(path), strict=strict, adapt=adapt)
     guessed = [name for name in getattr(model, "not_in_weights", ()) if name not in arguments]

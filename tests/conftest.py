@@ -27,9 +27,18 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def distinct_archs() -> list[str]:
-    """One arch for each family, task and scale: shrunk, the sizes of a family are the same network."""
-    infos = [hatlib.model_info(name) for name in hatlib.list_models()]
-    return list({(i.family, i.task, i.scale): i.arch for i in infos}.values())
+    """One arch for each network that differs from others when shrunk; of the same at several scales, one of each kind.
+
+    HAT stands for the scales, at which the heads are the same for all families.
+    """
+    distinct = {}
+    for info in map(hatlib.model_info, hatlib.list_models()):
+        shrunk = tiny_overrides(info.arch)
+        if info.family != "hat":
+            shrunk["upscale"] = None
+        left = {name: value for name, value in info.model_args.items() if name not in shrunk}
+        distinct[info.family, info.task, str(sorted(left.items()))] = info.arch
+    return list(distinct.values())
 
 
 @pytest.fixture(params=distinct_archs())
@@ -48,3 +57,10 @@ def tiny(arch) -> torch.nn.Module:
 def tiny_hat() -> torch.nn.Module:
     """A small x2 HAT with random weights, in eval mode."""
     return randomise(hatlib.create_model("hat_s_x2", **tiny_overrides("hat_s_x2"))).eval()
+
+
+@pytest.fixture(params=["hat_s_x2", "swinir_m_jpeg_gray_x1", "swinir_m_real_x2", "rcan_x3", "edsr_x2"])
+def tiny_of_each_family(request) -> torch.nn.Module:
+    """What differs in a traced graph, shrunk as far as it goes, with random weights, in eval mode."""
+    less = dict(depths=(2,), num_heads=(2,)) if request.param.startswith("swinir") else {}
+    return randomise(hatlib.create_model(request.param, **{**tiny_overrides(request.param), **less})).eval()

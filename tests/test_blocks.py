@@ -109,7 +109,7 @@ def test_training_keeps_no_scores():
     assert sum(kept) <= sum(t.numel() for t in (q, q, k, v, bias))
 
 
-@pytest.mark.parametrize("block", ["WindowAttention", "shifted", "OverlapCrossAttention", "HAB", "OCAB"])
+@pytest.mark.parametrize("block", ["WindowAttention", "shifted", "OverlapCrossAttention", "HAB", "OCAB", "STL", "RSTB"])
 @pytest.mark.parametrize("size", [(8, 8), (8, 40), (24, 16)])
 def test_strips_change_nothing(monkeypatch, block, size):
     """Eager inference works in strips: the smallest possible ones give what autograd's whole map gives."""
@@ -120,6 +120,8 @@ def test_strips_change_nothing(monkeypatch, block, size):
             "OverlapCrossAttention": blocks.OverlapCrossAttention(24, 8, 0.5, 2),
             "HAB": blocks.HAB(24, 2, 8, 4, squeeze_factor=4),
             "OCAB": blocks.OCAB(24, 8, 0.5, 2),
+            "STL": blocks.STL(24, 2, 8, 4),
+            "RSTB": blocks.RSTB(24, 3, 2, 8, resi_connection="3conv"),
         }[block]
         .double()
         .eval()
@@ -170,6 +172,8 @@ def test_strips_cover_all_within_the_budget(length, bytes_each, multiple):
         blocks.HAB(24, 2, window_size=8, squeeze_factor=4),
         blocks.OCAB(24, 8, 0.5, 2),
         blocks.RHAG(24, 2, 2, window_size=8, squeeze_factor=4),
+        blocks.STL(24, 2, window_size=8, shift_size=4),
+        blocks.RSTB(24, 2, 2, window_size=8),
     ],
     ids=lambda b: type(b).__name__,
 )
@@ -182,9 +186,31 @@ def test_window_blocks_keep_the_shape(block):
         block(torch.rand(1, 12, 8, 24))
 
 
-@pytest.mark.parametrize("block", [blocks.CAB(24, 3, 4), blocks.ChannelAttention(24, 4)])
+@pytest.mark.parametrize(
+    "block",
+    [
+        blocks.CAB(24, 3, 4),
+        blocks.ChannelAttention(24, 4),
+        blocks.RCAB(24, 4),
+        blocks.ResidualGroup(24, 2, 4),
+        blocks.ResBlock(24),
+    ],
+    ids=lambda block: type(block).__name__,
+)
 def test_channel_blocks_keep_the_shape(block):
     assert block(torch.rand(2, 24, 5, 7)).shape == (2, 24, 5, 7)
+
+
+@pytest.mark.parametrize("block", [blocks.RCAB(8, 2, res_scale=0.1), blocks.ResBlock(8, res_scale=0.1)])
+def test_residual_blocks_weigh_their_branch(block):
+    """In inference too, where the branch may overwrite its own results, but never the input."""
+    x = torch.rand(2, 8, 5, 7)
+    before = x.clone()
+    with torch.inference_mode():
+        out = block.eval()(x)
+        block.res_scale = 1.0
+        assert torch.allclose(out - x, 0.1 * (block(x) - x), atol=1e-6)
+    assert torch.equal(x, before) and not torch.equal(out, x)
 
 
 def test_channel_attention_is_global():
@@ -197,7 +223,8 @@ def test_channel_attention_is_global():
 
 @pytest.mark.parametrize(
     "upsampler, scale",
-    [(u, s) for u in ("pixelshuffle", "pixelshuffledirect") for s in (1, 2, 3, 4, 8)] + [("nearest+conv", 4), ("", 1)],
+    [(u, s) for u in ("pixelshuffle", "pixelshuffle+conv", "pixelshuffledirect") for s in (1, 2, 3, 4, 8)]
+    + [("nearest+conv", 2), ("nearest+conv", 4), ("", 1)],
 )
 def test_heads_give_the_scale(upsampler, scale):
     head = blocks.create_head(upsampler, 12, 3, scale, 8)

@@ -60,7 +60,7 @@ def test_round_trip(arch, dtype, tmp_path):
     assert all(torch.equal(v, model.state_dict()[k]) and v.dtype == dtype for k, v in exact.state_dict().items())
     assert not exact.training
     if dtype == torch.float32:
-        x = torch.rand(1, 3, 16, 24)
+        x = torch.rand(1, model.in_chans, 16, 24)
         with torch.inference_mode():
             assert relative_error(exact(x), model(x)) < 1e-6
 

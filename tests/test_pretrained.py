@@ -5,6 +5,7 @@ import hashlib
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 import timm
@@ -13,6 +14,7 @@ from conftest import randomise, relative_error, tiny_overrides
 from huggingface_hub import constants
 from servers import file_handler, serving
 from spandrel.architectures.HAT import HAT as SpandrelHAT
+from spandrel.architectures.SwinIR import SwinIR as SpandrelSwinIR
 
 import hatlib
 from hatlib import HatlibError
@@ -21,21 +23,28 @@ from hatlib.download import fetch_weights, weights_folder
 from hatlib.models import HAT
 from hatlib.registry import Weights
 
-PUBLISHED = hatlib.list_models("hat_*", pretrained=True)
+PUBLISHED = hatlib.list_models(pretrained=True)
 PUBLISHED = [name for name in PUBLISHED if hatlib.model_info(name).weights.url]
+COUNTS = {"hat": 14, "swinir": 5}
 TINY = tiny_overrides("hat_x2")
 
 
 def test_the_table_is_complete():
     weights = [hatlib.model_info(name).weights for name in PUBLISHED]
-    assert len(weights) == 14 == len({w.sha256 for w in weights}) == len({w.file for w in weights})
+    assert len(weights) == len({w.sha256 for w in weights}) == len({w.file for w in weights})
+    assert Counter(hatlib.model_info(name).family for name in PUBLISHED) == COUNTS
     for name, w in zip(PUBLISHED, weights, strict=True):
         scale = hatlib.model_info(name).scale
         assert name.partition(".")[0].endswith(f"_x{scale}")
-        assert f"SRx{scale}" in w.file and f"{scale}x" in w.url.rpartition("/")[2]
+        at_mirror = w.url.rpartition("/")[2]
+        if name.startswith("hat"):
+            assert f"SRx{scale}" in w.file and f"{scale}x" in at_mirror
+        else:
+            assert f"_x{scale}" in w.file and w.file == at_mirror
         assert len(bytes.fromhex(w.sha256)) == 32
         assert w.url.startswith("https://") and w.origin and w.training_data and w.license
-        assert bool(w.metrics) != ("gan" in name)
+        assert not (w.metrics and "gan" in name)
+        assert w.metrics or "gan" in name or name == "swinir_s_x2.div2k"
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -48,6 +57,7 @@ def test_the_default_is_the_best_and_no_gan(scale):
 def test_published_metrics():
     assert hatlib.model_info("hat_x4").weights.metrics["Urban100"] == 28.37
     assert hatlib.model_info("hat_l_x4").weights.ssim["Set5"] == 0.9083
+    assert hatlib.model_info("swinir_m_x2").weights.metrics["Manga109"] == 39.92
 
 
 # Downloads.
@@ -187,10 +197,13 @@ def test_a_packaged_file_is_verified(monkeypatch, tmp_path):
 def fake_file(path, arch, **config):
     """A published file as BasicSR writes it, with random weights; and what its network gives."""
     info = hatlib.model_info(arch)
-    defaults = dict(window_size=16, mlp_ratio=2.0, num_feat=64, upscale=info.scale)
     torch.manual_seed(0)
-    theirs = SpandrelHAT(img_size=64, **{**defaults, **info.model_args, **config}).eval()
-    torch.save({"params_ema": theirs.state_dict()}, path)
+    if info.family == "hat":
+        cls, defaults = SpandrelHAT, dict(window_size=16, num_feat=64)
+    else:
+        cls, defaults = SpandrelSwinIR, dict(window_size=8, upsampler="pixelshuffle")
+    theirs = cls(img_size=64, **{"mlp_ratio": 2.0, **defaults, **info.model_args, **config}).eval()
+    torch.save({"params_ema" if info.family == "hat" or info.task == "real" else "params": theirs.state_dict()}, path)
     return theirs
 
 
@@ -224,7 +237,7 @@ def test_a_file_of_its_layout_loads(name, published):
     assert ours.pretrained_cfg["tag"] == name.partition(".")[2]
     expected = theirs.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in ours.state_dict().items())
-    assert len(ours.state_dict()) == len(expected) - 2, "all but the two index buffers"
+    assert ours.state_dict().keys() == dict(theirs.named_parameters()).keys(), "all but index and mask buffers"
 
 
 @pytest.mark.parametrize("create", [hatlib.create_model, timm.create_model])
@@ -282,6 +295,17 @@ def test_gray_is_the_gray_of_colour(tmp_path, upsampler, upscale):
     colour.save_pretrained(tmp_path)
     gray = HAT.from_pretrained(tmp_path, in_chans=1)
     x = torch.rand(2, 1, 24, 16)
+    with torch.no_grad():
+        assert relative_error(gray(x), colour(x.expand(-1, 3, -1, -1)).mean(1, keepdim=True)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["swinir_s_x3", "swinir_m_real_x2", "swinir_m_jpeg_color_x1", "rcan_x3", "edsr_m_x4"])
+def test_gray_is_the_gray_of_colour_in_other_families(name, tmp_path):
+    colour = randomise(hatlib.create_model(name, mean=(0.3,) * 3, **tiny_overrides(name))).eval()
+    colour.save_pretrained(tmp_path)
+    gray = type(colour).from_pretrained(tmp_path, in_chans=1)
+    side = 3 * colour.multiple
+    x = torch.rand(2, 1, side, side + 7)
     with torch.no_grad():
         assert relative_error(gray(x), colour(x.expand(-1, 3, -1, -1)).mean(1, keepdim=True)) < 1e-5
 

@@ -75,6 +75,7 @@ def test_random_hyper_parameters(seed, tmp_path):
         dict(upsampler="pixelshuffledirect", upscale=3),
         dict(upsampler="pixelshuffledirect", upscale=2, out_chans=1),
         dict(upsampler="nearest+conv", upscale=4),
+        dict(upsampler="pixelshuffle+conv", upscale=3),
         dict(upsampler="", upscale=1),
         dict(resi_connection="3conv"),
         dict(out_chans=1),
@@ -87,7 +88,7 @@ def test_what_only_we_have(option, tmp_path):
     model = randomise(HAT(**{"upscale": 2, **TINY, **option})).eval()
     torch.save(model.state_dict(), tmp_path / "w.pth")
     again = load_checkpoint(tmp_path / "w.pth")
-    unused = {"num_feat"} if option.get("upsampler") in ("pixelshuffledirect", "") else set()
+    unused = {"num_feat"} if option.get("upsampler") in ("pixelshuffle+conv", "pixelshuffledirect", "") else set()
     differing = {k for k, v in again.config["model_args"].items() if v != model.config["model_args"][k]}
     assert differing <= unused
     x = torch.rand(1, 3, 16, 24)

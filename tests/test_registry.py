@@ -18,10 +18,18 @@ from hatlib import HatlibError
 def test_names_of_the_contract():
     names = hatlib.list_models()
     assert names == [
+        *(f"edsr_{size}x{s}" for size in ("m_", "") for s in (2, 3, 4)),
         *(f"hat_{size}_x{s}" for size in ("l", "s") for s in (1, 2, 3, 4, 8)),
         "hat_t_x2",
         "hat_t_x4",
         *(f"hat_x{s}" for s in (1, 2, 3, 4, 8)),
+        *(f"rcan_x{s}" for s in (2, 3, 4, 8)),
+        "swinir_l_real_x4",
+        *(f"swinir_m_{task}_{kind}_x1" for task in ("denoise", "jpeg") for kind in ("color", "gray")),
+        "swinir_m_real_x2",
+        "swinir_m_real_x4",
+        *(f"swinir_m_x{s}" for s in (2, 3, 4, 8)),
+        *(f"swinir_s_x{s}" for s in (2, 3, 4)),
     ]
     assert all(timm.is_model(n) for n in names)
 
@@ -29,7 +37,9 @@ def test_names_of_the_contract():
 def test_filters():
     assert hatlib.list_models("hat_?_x4") == ["hat_l_x4", "hat_s_x4", "hat_t_x4"]
     assert hatlib.list_models(scale=3, family="hat") == ["hat_l_x3", "hat_s_x3", "hat_x3"]
-    assert hatlib.list_models(task="denoise_gray") == []
+    assert hatlib.list_models(task="denoise_gray") == ["swinir_m_denoise_gray_x1"]
+    assert hatlib.list_models(task="real") == ["swinir_l_real_x4", "swinir_m_real_x2", "swinir_m_real_x4"]
+    assert {hatlib.model_info(name).task for name in hatlib.list_models("rcan_*")} == {"sr"}
 
 
 @pytest.mark.parametrize("name, near", [("hat_s_x5", "hat_s_x4"), ("hats_x4", "hat_s_x4"), ("HAT_x4", "hat_x4")])

@@ -1,10 +1,14 @@
 """Reusable blocks. They know torch, timm.layers and einops, and nothing of models."""
 
 from hatlib.blocks.attention import ChannelAttention, OverlapCrossAttention, WindowAttention
-from hatlib.blocks.hat import CAB, HAB, OCAB, RHAG, AttentionGroup, residual_conv
+from hatlib.blocks.group import AttentionGroup, residual_conv, run_block
+from hatlib.blocks.hat import CAB, HAB, OCAB, RHAG
+from hatlib.blocks.rcab import RCAB, ResBlock, ResidualGroup
 from hatlib.blocks.softmax_attention import attend
+from hatlib.blocks.swin import RSTB, STL
 from hatlib.blocks.upsample import (
     NearestConvHead,
+    PixelShuffleConvHead,
     PixelShuffleDirectHead,
     PixelShuffleHead,
     PixelShuffleUpsample,
@@ -25,14 +29,20 @@ __all__ = [
     "CAB",
     "HAB",
     "OCAB",
+    "RCAB",
     "RHAG",
+    "RSTB",
+    "STL",
     "AttentionGroup",
     "ChannelAttention",
     "NearestConvHead",
     "OverlapCrossAttention",
+    "PixelShuffleConvHead",
     "PixelShuffleDirectHead",
     "PixelShuffleHead",
     "PixelShuffleUpsample",
+    "ResBlock",
+    "ResidualGroup",
     "SameSizeHead",
     "WindowAttention",
     "attend",
@@ -43,6 +53,7 @@ __all__ = [
     "pad_to_multiple",
     "relative_position_index",
     "residual_conv",
+    "run_block",
     "window_partition",
     "window_reverse",
 ]

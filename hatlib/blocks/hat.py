@@ -4,14 +4,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 from timm.layers import DropPath, Mlp
-from timm.models import checkpoint
 from torch import Tensor, nn
 
 from hatlib.blocks.attention import ChannelAttention, OverlapCrossAttention, WindowAttention, inner_width
+from hatlib.blocks.group import AttentionGroup, residual_conv
 from hatlib.blocks.strips import add_in_strips
-from hatlib.errors import HatlibError
 
-__all__ = ["CAB", "HAB", "OCAB", "RHAG", "AttentionGroup", "residual_conv"]
+__all__ = ["CAB", "HAB", "OCAB", "RHAG"]
 
 
 class CAB(nn.Module):
@@ -140,33 +139,6 @@ class OCAB(OverlapCrossAttention):
         return add_in_strips(self, x, lambda part: self.mlp(self.norm2(part)), self.mlp.fc1.out_features)
 
 
-class AttentionGroup(nn.Module):
-    """A run of (B, H, W, C) blocks, the last of them optionally an overlapping one; checkpointed one by one if asked.
-
-    Args:
-        blocks: the attention blocks, in order.
-        overlap_attn: the block after them (HAT's OCAB), or None.
-    """
-
-    def __init__(self, blocks: Sequence[nn.Module], overlap_attn: nn.Module | None = None):
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.overlap_attn = overlap_attn
-        self.grad_checkpointing = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        blocks = [*self.blocks] if self.overlap_attn is None else [*self.blocks, self.overlap_attn]
-        for block in blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                # The reentrant kind takes less memory on a CPU: the other kind frees each temporary on its own, and
-                # what is kept lies scattered among them. It needs an input with a gradient, and torch.compile knows
-                # only the other one.
-                x = checkpoint(block, x, use_reentrant=x.requires_grad and not torch.compiler.is_compiling())
-            else:
-                x = block(x)
-        return x
-
-
 class RHAG(nn.Module):
     """Residual hybrid attention group: `depth` HABs, an OCAB, a 3x3 convolution, and a skip around it all.
 
@@ -239,23 +211,3 @@ class RHAG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv(self.residual_group(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-def residual_conv(dim: int, kind: str) -> nn.Module:
-    """The convolution before a skip: one 3x3, a bottleneck of three (SwinIR, section 4.2), or none.
-
-    (B, dim, H, W) -> (B, dim, H, W).
-    """
-    if kind == "1conv":
-        return nn.Conv2d(dim, dim, 3, 1, 1)
-    if kind == "3conv":
-        return nn.Sequential(
-            nn.Conv2d(dim, dim // 4, 3, 1, 1),
-            nn.LeakyReLU(0.2, inplace=True),
-            nn.Conv2d(dim // 4, dim // 4, 1),
-            nn.LeakyReLU(0.2, inplace=True),
-            nn.Conv2d(dim // 4, dim, 3, 1, 1),
-        )
-    if kind == "identity":
-        return nn.Identity()
-    raise HatlibError(f"resi_connection={kind!r} is not known; it is '1conv', '3conv' or 'identity'.")

@@ -1,6 +1,7 @@
 """Upsamplers and reconstruction heads: from features at input size to the image at output size.
 
-All take and give (B, C, H, W). A head's children carry the published parameter names.
+All take and give (B, C, H, W). A head's children carry the published parameter names. `width` is that of the largest
+temporary, in channels at input size.
 """
 
 import math
@@ -13,6 +14,7 @@ from hatlib.errors import HatlibError
 __all__ = [
     "HEADS",
     "NearestConvHead",
+    "PixelShuffleConvHead",
     "PixelShuffleDirectHead",
     "PixelShuffleHead",
     "PixelShuffleUpsample",
@@ -58,9 +60,28 @@ class PixelShuffleHead(nn.Module):
         self.conv_before_upsample = nn.Sequential(nn.Conv2d(dim, num_feat, 3, 1, 1), nn.LeakyReLU(inplace=True))
         self.upsample = PixelShuffleUpsample(scale, num_feat)
         self.conv_last = nn.Conv2d(num_feat, out_chans, 3, 1, 1)
+        self.width = num_feat * scale**2
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv_last(self.upsample(self.conv_before_upsample(x)))
+
+
+class PixelShuffleConvHead(nn.Module):
+    """Pixel shuffle of the features as they are, last convolution: the head of EDSR and RCAN.
+
+    (B, dim, H, W) -> (B, out_chans, scale * H, scale * W). Has no use for `num_feat`.
+    """
+
+    residual = False
+
+    def __init__(self, dim: int, out_chans: int, scale: int, num_feat: int | None = None):
+        super().__init__()
+        self.upsample = PixelShuffleUpsample(scale, dim)
+        self.conv_last = nn.Conv2d(dim, out_chans, 3, 1, 1)
+        self.width = dim * scale**2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_last(self.upsample(x))
 
 
 class PixelShuffleDirectHead(nn.Module):
@@ -74,6 +95,7 @@ class PixelShuffleDirectHead(nn.Module):
     def __init__(self, dim: int, out_chans: int, scale: int, num_feat: int | None = None):
         super().__init__()
         self.upsample = nn.Sequential(nn.Conv2d(dim, scale**2 * out_chans, 3, 1, 1), nn.PixelShuffle(scale))
+        self.width = out_chans * scale**2
 
     def forward(self, x: Tensor) -> Tensor:
         return self.upsample(x)
@@ -96,6 +118,7 @@ class NearestConvHead(nn.Module):
             self.add_module(f"conv_up{i + 1}", nn.Conv2d(num_feat, num_feat, 3, 1, 1))
         self.conv_hr = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
         self.conv_last = nn.Conv2d(num_feat, out_chans, 3, 1, 1)
+        self.width = num_feat * scale**2
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_before_upsample(x)
@@ -118,6 +141,7 @@ class SameSizeHead(nn.Module):
         if scale != 1:
             raise HatlibError(f"The head without an upsampler keeps the size: scale must be 1, not {scale}.")
         self.conv_last = nn.Conv2d(dim, out_chans, 3, 1, 1)
+        self.width = out_chans
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv_last(x)
@@ -125,6 +149,7 @@ class SameSizeHead(nn.Module):
 
 HEADS: dict[str, type[nn.Module]] = {
     "pixelshuffle": PixelShuffleHead,
+    "pixelshuffle+conv": PixelShuffleConvHead,
     "pixelshuffledirect": PixelShuffleDirectHead,
     "nearest+conv": NearestConvHead,
     "": SameSizeHead,

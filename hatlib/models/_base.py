@@ -1,7 +1,7 @@
 """What all restoration networks share: normalise, pad, trunk, head, crop; and timm's protocol for them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,7 +36,9 @@ class RestorationModel(PretrainedModel):
     """
 
     num_classes = 0  # timm asks every model
-    trunk_maps = 9.0  # feature maps that are alive at once in the trunk in eager inference, at most; measured
+    # Measured in eager inference: feature maps that are alive at once in the trunk, at most, and maps of the head's
+    # largest size.
+    trunk_maps, head_maps = 9.0, 2.5
     grad_checkpointing = False
 
     def __init__(
@@ -88,6 +90,10 @@ class RestorationModel(PretrainedModel):
         """From what the groups give to (B, C, H, W), normalised as the end of the trunk is."""
         return x
 
+    def run_group(self, group: nn.Module, x: Tensor) -> Tensor:
+        """group(x); where groups are single blocks, the place to checkpoint them."""
+        return group(x)
+
     def group_output(self, x: Tensor) -> Tensor:
         """From what one group gives to (B, C, H, W), for `forward_intermediates`."""
         return x
@@ -96,6 +102,11 @@ class RestorationModel(PretrainedModel):
     def convert_state_dict(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Published key layouts of the family to ours."""
         return state_dict
+
+    @classmethod
+    def told_by_weights(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Constructor arguments of those in `not_in_weights` that a published layout tells all the same."""
+        return {}
 
     def published_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The model's weights, or those given in our layout, in the published layout."""
@@ -142,7 +153,7 @@ class RestorationModel(PretrainedModel):
         shallow = self.conv_first(x)
         x = self.to_trunk(shallow)
         for i, group in enumerate(self.layers):
-            x = group(x)
+            x = self.run_group(group, x)
             if intermediates is not None and i in intermediates:
                 intermediates[i] = self.group_output(x)
                 if stop_early and i == max(intermediates):
@@ -159,7 +170,7 @@ class RestorationModel(PretrainedModel):
         # The head's layers are children of the model, under their published names; its class says how they follow.
         # A row of the result depends on less than three rows around its own, whatever the head and the scale.
         return enlarge_in_strips(
-            self, lambda part: self.head_type.forward(self, part), x, self.upscale, 3, self.num_feat * self.upscale**2
+            self, lambda part: self.head_type.forward(self, part), x, self.upscale, 3, self.head_width
         )
 
     def peak_memory(self, height: int, width: int, batch: int = 1) -> int:
@@ -170,11 +181,11 @@ class RestorationModel(PretrainedModel):
         itemsize = self.conv_first.weight.itemsize
         pixels = batch * math.prod(-(-side // self.multiple) * self.multiple for side in (height, width))
         feature_map = pixels * self.num_features * itemsize
-        large = pixels * self.num_feat * self.upscale**2 * itemsize  # the head's largest temporary, in strips
+        large = pixels * self.head_width * itemsize  # the head's largest temporary, in strips
         large /= math.ceil(large / HALO_STRIP_BYTES)
         image = pixels * self.out_chans * self.upscale**2 * itemsize
         trunk = self.trunk_maps * feature_map * _waste(feature_map)
-        head = 2.5 * large * _waste(large) + (2 * feature_map + image) * _waste(feature_map)
+        head = self.head_maps * large * _waste(large) + (2 * feature_map + image) * _waste(feature_map)
         return round(max(trunk, head))
 
     def forward_intermediates(
@@ -241,7 +252,7 @@ class RestorationModel(PretrainedModel):
         self._remove_head()
         for name, child in head.named_children():
             self.add_module(name, child.to(weight.device, weight.dtype))
-        self.head_type, self.upsampler, self.upscale = type(head), upsampler, scale
+        self.head_type, self.head_width, self.upsampler, self.upscale = type(head), head.width, upsampler, scale
         self._remember(upsampler=upsampler, upscale=scale)
 
     def get_head(self) -> nn.ModuleDict:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hatlib.models._weights import on_benchmarks as _on
 from hatlib.registry import Weights
 
 __all__ = ["pretrained"]
@@ -22,12 +23,6 @@ def _published(file: str, mirrored_as: str, sha256: str, **facts: Any) -> Weight
         license="none stated for the weights; the authors' code is Apache-2.0",
         **facts,
     )
-
-
-def _on(*values: float | None) -> dict[str, float]:
-    """Published results by benchmark: PSNR in dB, or SSIM, on Y."""
-    names = ("Set5", "Set14", "BSD100", "Urban100", "Manga109")
-    return {name: value for name, value in zip(names, values, strict=True) if value is not None}
 
 
 # By arch.tag; the first tag of an arch is its default.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hatlib.errors import HatlibError
 
-__all__ = ["divisor", "numbered", "recognise_head", "side", "widening"]
+__all__ = ["divisor", "numbered", "recognise_head", "refuse_ape", "residual_kind", "side", "widening"]
 
 
 def numbered(state_dict: Mapping[str, Tensor], prefix: str) -> int:
@@ -39,6 +39,18 @@ def widening(width: int, product: int) -> float:
     return ratio if int(width * ratio) == product else (product + 0.5) / width
 
 
+def residual_kind(state_dict: Mapping[str, Tensor]) -> str:
+    """`resi_connection` of a network of window attention."""
+    kinds = {"conv_after_body.weight": "1conv", "conv_after_body.0.weight": "3conv"}
+    return next((kind for name, kind in kinds.items() if name in state_dict), "identity")
+
+
+def refuse_ape(state_dict: Mapping[str, Tensor], name: str) -> None:
+    """Raises HatlibError for weights that are tied to one input size."""
+    if "absolute_pos_embed" in state_dict:
+        raise HatlibError(f"The weights have an absolute position embedding (ape=True); hatlib has no {name} with it.")
+
+
 def recognise_head(state_dict: Mapping[str, Tensor], in_chans: int) -> dict[str, Any]:
     """upscale, upsampler, num_feat (where the head has one) and out_chans (None if as `in_chans`).
 
@@ -52,9 +64,11 @@ def recognise_head(state_dict: Mapping[str, Tensor], in_chans: int) -> dict[str,
             ups = len([name for name in state_dict if re.fullmatch(r"conv_up\d+\.weight", name)])
             head = dict(upsampler="nearest+conv", upscale=2**ups, num_feat=num_feat)
         else:
-            steps = [v.shape[0] // num_feat for n, v in state_dict.items() if re.fullmatch(r"upsample\.\d+\.weight", n)]
-            head = dict(upsampler="pixelshuffle", upscale=math.isqrt(math.prod(steps)), num_feat=num_feat)
+            head = dict(upsampler="pixelshuffle", upscale=_shuffled(state_dict, num_feat), num_feat=num_feat)
         out_chans = state_dict["conv_last.weight"].shape[0]
+    elif "upsample.0.weight" in state_dict and "conv_last.weight" in state_dict:
+        out_chans, dim = state_dict["conv_last.weight"].shape[:2]
+        head = dict(upsampler="pixelshuffle+conv", upscale=_shuffled(state_dict, dim))
     elif "upsample.0.weight" in state_dict:
         # One convolution gives scale^2 * out_chans channels, of which only the product is known.
         channels = state_dict["upsample.0.weight"].shape[0]
@@ -68,3 +82,9 @@ def recognise_head(state_dict: Mapping[str, Tensor], in_chans: int) -> dict[str,
     else:
         raise HatlibError("The weights have no reconstruction head.")
     return {**head, "out_chans": None if out_chans == in_chans else out_chans}
+
+
+def _shuffled(state_dict: Mapping[str, Tensor], width: int) -> int:
+    """Scale of the convolutions before pixel shuffles that keep `width` channels."""
+    steps = [v.shape[0] // width for n, v in state_dict.items() if re.fullmatch(r"upsample\.\d+\.weight", n)]
+    return math.isqrt(math.prod(steps))

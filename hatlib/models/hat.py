@@ -7,39 +7,19 @@ Parameter names are the published ones.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from hatlib.blocks import (
-    RHAG,
-    overlap_relative_position_index,
-    overlap_window_size,
-    relative_position_index,
-    residual_conv,
-)
-from hatlib.errors import HatlibError
-from hatlib.models._base import RestorationModel
+from hatlib.blocks import RHAG, overlap_relative_position_index, overlap_window_size, relative_position_index
 from hatlib.models._build import build_model
 from hatlib.models._hat_weights import pretrained as published
-from hatlib.models._recognise import divisor, numbered, recognise_head, side, widening
+from hatlib.models._recognise import divisor, numbered, recognise_head, refuse_ape, residual_kind, side, widening
+from hatlib.models._window import WindowModel
 from hatlib.registry import register_model, register_recognition
 
 __all__ = ["HAT"]
 
 
-class PatchEmbed(nn.Module):
-    """(B, C, H, W) -> (B, H, W, C), normalised. One patch is one pixel."""
-
-    def __init__(self, dim: int, norm_layer: Callable[..., nn.Module] | None):
-        super().__init__()
-        self.norm = norm_layer(dim) if norm_layer else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.permute(0, 2, 3, 1))
-
-
-class HAT(RestorationModel):
+class HAT(WindowModel):
     """Hybrid Attention Transformer: (B, in_chans, H, W) -> (B, out_chans, upscale * H, upscale * W).
 
     Float RGB in [0, 1], any H and W from 1 up; the output is not clamped. The arguments are those of the published
@@ -79,8 +59,7 @@ class HAT(RestorationModel):
         HatlibError: for arguments that don't go together.
     """
 
-    not_in_weights = ("conv_scale", "img_range", "mean", "qk_scale")
-    not_of_the_network = ("drop_rate", "attn_drop_rate", "drop_path_rate", "use_checkpoint", "img_size")
+    not_in_weights = ("conv_scale", *WindowModel.not_in_weights)
     citation = """@inproceedings{chen2023hat,
   title     = {Activating More Pixels in Image Super-Resolution Transformer},
   author    = {Chen, Xiangyu and Wang, Xintao and Zhou, Jiantao and Qiao, Yu and Dong, Chao},
@@ -123,28 +102,23 @@ class HAT(RestorationModel):
             upscale=upscale,
             in_chans=in_chans,
             out_chans=out_chans,
+            embed_dim=embed_dim,
+            depths=depths,
+            num_heads=num_heads,
+            window_size=window_size,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            norm_layer=norm_layer,
+            patch_norm=patch_norm,
             img_range=img_range,
             mean=mean,
-            multiple=window_size,
-        )
-        if ape:
-            raise HatlibError("ape=True ties the network to one input size and no published HAT has it; leave it out.")
-        if patch_size != 1:
-            raise HatlibError(f"HAT works on single pixels: patch_size must be 1, not {patch_size}.")
-        if len(depths) != len(num_heads):
-            raise HatlibError(f"depths has {len(depths)} groups and num_heads {len(num_heads)}; they must agree.")
-        self.window_size, self.overlap_ratio = window_size, overlap_ratio
-        self.trunk_maps = 9 + 2 / compress_ratio
-        self.num_features = self.embed_dim = embed_dim
-        self.head_hidden_size = self.num_feat = num_feat
-        self.upsampler = upsampler
-
-        self.conv_first = nn.Conv2d(in_chans, embed_dim, 3, 1, 1)
-        self.patch_embed = PatchEmbed(embed_dim, norm_layer if patch_norm else None)
-        self.pos_drop = nn.Dropout(drop_rate)
-        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
-        self.layers = nn.ModuleList(
-            RHAG(
+            upsampler=upsampler,
+            resi_connection=resi_connection,
+            num_feat=num_feat,
+            use_checkpoint=use_checkpoint,
+            ape=ape,
+            patch_size=patch_size,
+            group=lambda depth, heads, rates: RHAG(
                 embed_dim,
                 depth,
                 heads,
@@ -158,40 +132,13 @@ class HAT(RestorationModel):
                 qk_scale,
                 drop_rate,
                 attn_drop_rate,
-                [next(rates) for _ in range(depth)],
+                rates,
                 norm_layer,
                 resi_connection,
-            )
-            for depth, heads in zip(depths, num_heads, strict=True)
+            ),
         )
-        self.norm = norm_layer(embed_dim)
-        self.conv_after_body = residual_conv(embed_dim, resi_connection)
-        self.reset_upsampler(upscale)
-        self.init_weights()
-        self.set_grad_checkpointing(use_checkpoint)
-
-    def init_weights(self) -> None:
-        """Linear layers from a truncated normal of 0.02; convolutions and norms as PyTorch has them."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-
-    def to_trunk(self, x: Tensor) -> Tensor:
-        return self.pos_drop(self.patch_embed(x))
-
-    def from_trunk(self, x: Tensor) -> Tensor:
-        return self.norm(x).permute(0, 3, 1, 2)
-
-    def group_output(self, x: Tensor) -> Tensor:
-        return x.permute(0, 3, 1, 2)
-
-    @classmethod
-    def convert_state_dict(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Drops what published files hold beside weights: index and mask buffers, which are computed here."""
-        derived = ("relative_position_index_SA", "relative_position_index_OCA", "relative_position_index", "attn_mask")
-        return {name: value for name, value in state_dict.items() if name.rpartition(".")[2] not in derived}
+        self.overlap_ratio = overlap_ratio
+        self.trunk_maps = 9 + 2 / compress_ratio
 
     def published_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The weights with the index buffers that the official code stores, and by which others recognise HAT."""
@@ -210,8 +157,7 @@ def recognise(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
     needed = ("conv_first.weight", f"{block}.conv_block.cab.0.weight", f"{group}.overlap_attn.qkv.weight")
     if not all(name in state_dict for name in needed):
         return None
-    if "absolute_pos_embed" in state_dict:
-        raise HatlibError("The weights have an absolute position embedding (ape=True), for which hatlib has no HAT.")
+    refuse_ape(state_dict, "HAT")
     dim, in_chans = state_dict["conv_first.weight"].shape[:2]
     groups = range(numbered(state_dict, "layers"))
     tables = [state_dict[f"layers.{i}.residual_group.overlap_attn.relative_position_bias_table"] for i in groups]
@@ -219,7 +165,6 @@ def recognise(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
     window = (side(state_dict[f"{block}.attn.relative_position_bias_table"]) + 1) // 2
     overlap = side(tables[0]) - window + 1
     inner, squeezed = (state_dict[f"{block}.conv_block.cab.{i}.weight"] for i in ("0", "3.attention.1"))
-    convs = {"conv_after_body.weight": "1conv", "conv_after_body.0.weight": "3conv"}
     return dict(
         in_chans=in_chans,
         embed_dim=dim,
@@ -232,7 +177,7 @@ def recognise(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
         mlp_ratio=widening(dim, state_dict[f"{block}.mlp.fc1.weight"].shape[0]),
         qkv_bias=f"{block}.attn.qkv.bias" in state_dict,
         patch_norm="patch_embed.norm.weight" in state_dict,
-        resi_connection=next((kind for name, kind in convs.items() if name in state_dict), "identity"),
+        resi_connection=residual_kind(state_dict),
         **recognise_head(state_dict, in_chans),
     )
 

@@ -1,0 +1,103 @@
+"""What EDSR and RCAN share: residual convolutions, a pixel shuffle, images in [0, 255] inside, and key layouts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from hatlib.errors import HatlibError
+from hatlib.models._base import RestorationModel
+from hatlib.models._keys import KeyTable
+from hatlib.models._mean_shift import fold_mean_shift, told_by_mean_shift, with_mean_shift
+from hatlib.models._recognise import recognise_head
+
+__all__ = ["ConvModel", "recognise_ends"]
+
+ORIGINAL, BASICSR = "original", "basicsr"
+
+
+class ConvModel(RestorationModel):
+    """First convolution, residual groups or blocks, a convolution with a skip around them, and a head.
+
+    Args:
+        num_feat: channels of the whole network.
+        layers: the groups or blocks, (B, num_feat, H, W) -> (B, num_feat, H, W).
+        num_in_ch: BasicSR's name of `in_chans`.
+        num_out_ch: BasicSR's name of `out_chans`.
+        rgb_mean: BasicSR's name of `mean`.
+        **others: as in `RestorationModel` and `hatlib.models.HAT`.
+
+    Raises:
+        HatlibError: for arguments that don't go together.
+    """
+
+    # Names of the modules in our layout, the authors' (EDSR-PyTorch) and BasicSR's.
+    keys: ClassVar[KeyTable]
+    not_in_weights = ("img_range", "mean", "res_scale")
+    not_of_the_network = ("use_checkpoint",)
+    trunk_maps, head_maps = 5.0, 2.1
+
+    def __init__(
+        self,
+        *,
+        upscale: int,
+        in_chans: int,
+        out_chans: int | None,
+        num_feat: int,
+        img_range: float,
+        mean: Sequence[float] | None,
+        upsampler: str,
+        use_checkpoint: bool,
+        num_in_ch: int | None,
+        num_out_ch: int | None,
+        rgb_mean: Sequence[float] | None,
+        layers: Sequence[nn.Module],
+    ):
+        in_chans, out_chans = num_in_ch or in_chans, num_out_ch or out_chans
+        mean = mean if rgb_mean is None else rgb_mean
+        super().__init__(
+            upscale=upscale, in_chans=in_chans, out_chans=out_chans, img_range=img_range, mean=mean, multiple=1
+        )
+        # Only one of two names is kept, so that a change of the one is not undone by the other.
+        self._remember(in_chans=in_chans, out_chans=out_chans, mean=mean)
+        self._remember(num_in_ch=None, num_out_ch=None, rgb_mean=None)
+        if not layers:
+            raise HatlibError("The network needs one group of blocks at least.")
+        self.num_features = self.head_hidden_size = self.num_feat = num_feat
+        self.upsampler = upsampler
+        self.conv_first = nn.Conv2d(in_chans, num_feat, 3, 1, 1)
+        self.layers = nn.ModuleList(layers)
+        self.conv_after_body = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+        self.reset_upsampler(upscale)
+        self.set_grad_checkpointing(use_checkpoint)
+
+    @classmethod
+    def convert_state_dict(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The authors' layout or BasicSR's to ours."""
+        return fold_mean_shift(cls.keys.read(state_dict), "conv_first", "conv_last")
+
+    @classmethod
+    def told_by_weights(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+        """`img_range` and `mean`, in the authors' layout; there, a network without convolutions for it has none."""
+        in_chans = state_dict["head.0.weight"].shape[1] if "head.0.weight" in state_dict else 0
+        unnormalised = dict(img_range=1.0, mean=(0.0,) * in_chans) if in_chans else {}
+        return told_by_mean_shift(state_dict) or unnormalised
+
+    def published_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The weights in the authors' layout, with the convolutions that subtract and add the mean."""
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        published = self.keys.write(state_dict, ORIGINAL)
+        return with_mean_shift(published, self.img_range, self.mean_values, self.in_chans == self.out_chans)
+
+
+def recognise_ends(published: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments that the first and the last convolution tell, and what subtracts the mean.
+
+    Args:
+        published: the weights as they were read.
+        state_dict: the same in our layout.
+    """
+    num_feat, in_chans = state_dict["conv_first.weight"].shape[:2]
+    head = recognise_head(state_dict, in_chans)
+    head["upsampler"] = head["upsampler"] or "pixelshuffle+conv"  # at scale 1 the same layers
+    return {"in_chans": in_chans, "num_feat": num_feat, **head, **ConvModel.told_by_weights(published)}

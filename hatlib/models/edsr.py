@@ -1,0 +1,131 @@
+"""EDSR, enhanced deep residual networks (arXiv 1707.02921, CVPR workshops 2017).
+
+Residual blocks without normalisation, a skip around them, and a pixel shuffle. The authors' key layout (EDSR-PyTorch)
+and BasicSR's are read; the authors' is written.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from hatlib.blocks import ResBlock, run_block
+from hatlib.models._build import build_model
+from hatlib.models._conv import BASICSR, ORIGINAL, ConvModel, recognise_ends
+from hatlib.models._keys import KeyTable
+from hatlib.models._recognise import numbered
+from hatlib.registry import register_model, register_recognition
+
+__all__ = ["EDSR"]
+
+
+class EDSR(ConvModel):
+    """Enhanced deep residual network: (B, in_chans, H, W) -> (B, out_chans, upscale * H, upscale * W).
+
+    Float RGB in [0, 1], any H and W from 1 up; the output is not clamped. The arguments are those of BasicSR's
+    configurations, so a `network_g` section (without its `type`) can be passed as it is.
+
+    Args:
+        upscale: 1, 2, 3, 4, 8, ... (what the upsampler knows).
+        in_chans: channels of the input.
+        out_chans: channels of the output; as many as the input if None.
+        num_feat: channels of the network.
+        num_block: residual blocks.
+        res_scale: weight of each block's branch; 0.1 in the wide network.
+        img_range: factor by which the image is multiplied inside.
+        mean: subtracted before and added after; DIV2K's RGB mean for three channels, else 0, if None.
+        upsampler: kind of head, see `hatlib.blocks.create_head`.
+        use_checkpoint: the same as `set_grad_checkpointing()`.
+        num_in_ch: BasicSR's name of `in_chans`.
+        num_out_ch: BasicSR's name of `out_chans`.
+        rgb_mean: BasicSR's name of `mean`.
+
+    Raises:
+        HatlibError: for arguments that don't go together.
+    """
+
+    keys = KeyTable(
+        (ORIGINAL, BASICSR),
+        [
+            ("conv_first", "head.0", "conv_first"),
+            ("layers.{b}.conv1", "body.{b}.body.0", "body.{b}.conv1"),
+            ("layers.{b}.conv2", "body.{b}.body.2", "body.{b}.conv2"),
+            ("conv_after_body", "body.{B}", "conv_after_body"),
+            ("upsample.{i}", "tail.0.{i}", "upsample.{i}"),
+            ("conv_last", "tail.1", "conv_last"),
+        ],
+    )
+    citation = """@inproceedings{lim2017edsr,
+  title     = {Enhanced Deep Residual Networks for Single Image Super-Resolution},
+  author    = {Lim, Bee and Son, Sanghyun and Kim, Heewon and Nah, Seungjun and Lee, Kyoung Mu},
+  booktitle = {CVPR Workshops},
+  year      = {2017}
+}"""
+
+    def __init__(
+        self,
+        upscale: int = 4,
+        in_chans: int = 3,
+        out_chans: int | None = None,
+        num_feat: int = 64,
+        num_block: int = 16,
+        res_scale: float = 1.0,
+        img_range: float = 255.0,
+        mean: Sequence[float] | None = None,
+        upsampler: str = "pixelshuffle+conv",
+        use_checkpoint: bool = False,
+        num_in_ch: int | None = None,
+        num_out_ch: int | None = None,
+        rgb_mean: Sequence[float] | None = None,
+    ):
+        super().__init__(
+            upscale=upscale,
+            in_chans=in_chans,
+            out_chans=out_chans,
+            num_feat=num_feat,
+            img_range=img_range,
+            mean=mean,
+            upsampler=upsampler,
+            use_checkpoint=use_checkpoint,
+            num_in_ch=num_in_ch,
+            num_out_ch=num_out_ch,
+            rgb_mean=rgb_mean,
+            layers=[ResBlock(num_feat, res_scale) for _ in range(num_block)],
+        )
+
+    def run_group(self, group: nn.Module, x: Tensor) -> Tensor:
+        return run_block(group, x, self.grad_checkpointing)
+
+
+@register_recognition(EDSR)
+def recognise(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """The arguments of `EDSR` that weights tell, in any of the layouts; None for other networks' weights."""
+    ours = EDSR.keys.read(state_dict)
+    needed = ("conv_first", "layers.0.conv1", "layers.0.conv2", "conv_after_body")
+    if not all(f"{name}.weight" in ours for name in needed) or ours["conv_first.weight"].shape[-1] != 3:
+        return None
+    return dict(num_block=numbered(ours, "layers"), **recognise_ends(state_dict, ours))
+
+
+# The published sizes (section 4.1 and the authors' code): the baseline, and the full network.
+_SIZES: dict[str, dict[str, Any]] = {
+    "edsr_m": dict(num_feat=64, num_block=16),
+    "edsr": dict(num_feat=256, num_block=32, res_scale=0.1),
+}
+
+# What shrinks any of the models above for tests that go through the whole registry.
+tiny_overrides: dict[str, Any] = dict(num_feat=8, num_block=3)
+
+
+def _register(size: str, scale: int) -> Callable[..., EDSR]:
+    def entry_point(pretrained: bool = False, **kwargs: Any) -> EDSR:
+        return build_model(EDSR, f"{size}_x{scale}", pretrained, **{**_SIZES[size], **kwargs})
+
+    entry_point.__name__ = entry_point.__qualname__ = f"{size}_x{scale}"
+    entry_point.__doc__ = f"{size.upper().replace('_', '-')} at x{scale}; `**kwargs` go to `EDSR`."
+    return register_model(entry_point, model_class=EDSR, model_args={**_SIZES[size], "upscale": scale})
+
+
+for _size in _SIZES:
+    for _scale in (2, 3, 4):
+        globals()[f"{_size}_x{_scale}"] = _register(_size, _scale)
