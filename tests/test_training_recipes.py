@@ -47,9 +47,9 @@ def test_recipe_starts(name, photos, tmp_path):
         f"out={tmp_path / 'run'}",
         f"model.args={yaml.safe_dump({**config.model.args, **tiny}, default_flow_style=True)}",
     ]
-    if config.model.init:  # what it starts from: by its folder's name, runs/ARCH.TAG/model
-        source = config.model.init.split("/")[1]
-        assert source in recipe_names()
+    if init := config.model.init:  # what another recipe makes, runs/ARCH.TAG/model, or published weights
+        source = init.split("/")[1] if "/" in init else init
+        assert source in recipe_names() or hatlib.model_info(source).weights is not None
         torch.manual_seed(1)
         hatlib.create_model(source.split(".")[0], **tiny).save_pretrained(tmp_path / "init")
         overrides.append(f"model.init={tmp_path / 'init'}")
