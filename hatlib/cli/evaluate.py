@@ -118,19 +118,11 @@ def _evaluate(args: argparse.Namespace, rows: list[Contender], data: dict[str, I
 
 def _data(args: argparse.Namespace, scale: int) -> dict[str, ImagePairs]:
     """The data sets by their names, which are those of the folders."""
-    from hatlib.data import ImagePairs, benchmark_folders
+    from hatlib.data import open_benchmarks
 
     if args.lr and len(args.lr) != len(args.data):
         raise HatlibError(f"--lr names {len(args.lr)} folders and --data {len(args.data)}: one for each, in its order.")
-    data: dict[str, ImagePairs] = {}
-    for i, folder in enumerate(args.data):
-        hr, lr = benchmark_folders(folder, scale)
-        resolved = folder.resolve()
-        name = resolved.parent.name if resolved.name in ("HR", "GTmod12", "GT") else resolved.name
-        if name in data:
-            raise HatlibError(f"Two data sets are called '{name}'; rename one of the folders.")
-        data[name] = ImagePairs(hr, args.lr[i] if args.lr else lr, scale=scale)
-    return data
+    return open_benchmarks(args.data, scale, args.lr)
 
 
 def _plot(args: argparse.Namespace, rows: list[Contender], data: dict[str, ImagePairs], evaluation: Evaluation) -> None:

@@ -3,7 +3,7 @@
 `python -m hatlib.data` cuts images into patches and checks data sets.
 """
 
-from hatlib.data.datasets import ImagePairs, Pair, TrainingPatches, benchmark_folders
+from hatlib.data.datasets import ImagePairs, Pair, TrainingPatches, benchmark_folders, open_benchmarks
 from hatlib.data.files import ImageIndex, index_images, read_rgb
 from hatlib.data.imresize import imresize
 from hatlib.data.sampler import EndlessSampler, training_loader
@@ -17,6 +17,7 @@ __all__ = [
     "benchmark_folders",
     "imresize",
     "index_images",
+    "open_benchmarks",
     "read_rgb",
     "training_loader",
 ]

@@ -16,7 +16,7 @@ from hatlib.data.files import ImageIndex, index_images, named_briefly, read_gray
 from hatlib.data.imresize import imresize
 from hatlib.errors import HatlibError
 
-__all__ = ["ImagePairs", "Pair", "TrainingPatches", "benchmark_folders"]
+__all__ = ["ImagePairs", "Pair", "TrainingPatches", "benchmark_folders", "open_benchmarks"]
 
 Files = str | os.PathLike | Sequence[str] | None
 
@@ -331,6 +331,31 @@ def benchmark_folders(folder: str | os.PathLike, scale: int) -> tuple[Path, Path
         return root, None
     candidates = (root / name.format(s=scale) for name in LR_FOLDERS)
     return hr, next((path for path in candidates if path.is_dir()), None)
+
+
+def open_benchmarks(
+    folders: Sequence[str | os.PathLike], scale: int, lr: Sequence[str | os.PathLike] = (), **options: Any
+) -> dict[str, ImagePairs]:
+    """The images of benchmarks, by name: that of the folder, or of the one above where it is called HR or the like.
+
+    Args:
+        folders: as `benchmark_folders` takes them.
+        scale: HR size over LR size.
+        lr: folders of LR images, one for each, if they are elsewhere.
+        **options: those of `ImagePairs`.
+
+    Raises:
+        HatlibError: If two have one name, or anything about the images is not right.
+    """
+    data: dict[str, ImagePairs] = {}
+    for i, folder in enumerate(folders):
+        hr, own_lr = benchmark_folders(folder, scale)
+        path = Path(folder).resolve()
+        name = path.parent.name if path.name in HR_FOLDERS else path.name
+        if name in data:
+            raise HatlibError(f"Two data sets are called '{name}'; rename one of the folders.")
+        data[name] = ImagePairs(hr, lr[i] if lr else own_lr, scale=scale, **options)
+    return data
 
 
 def _by(size: Sequence[int]) -> str:

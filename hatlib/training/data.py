@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
-from hatlib.data import ImagePairs, TrainingPatches, benchmark_folders
+from hatlib.data import ImagePairs, TrainingPatches, open_benchmarks
 from hatlib.errors import HatlibError
 from hatlib.registry import model_info
 from hatlib.training.config import Config
@@ -46,22 +45,14 @@ def fingerprint(patches: TrainingPatches) -> str:
 
 
 def validation_data(config: Config, scale: int) -> dict[str, ImagePairs]:
-    """The benchmarks of a configuration by name: the folder's, or its parent's where that is 'HR'.
-
-    Images of the training folder that are kept out of the training are called 'validation'.
-    """
-    data = {}
+    """The benchmarks of a configuration by name; 'validation' are images of data.hr that training leaves out."""
     options = dict(scale=scale, in_memory=True, gray=config.data.gray)
+    data = open_benchmarks(config.val.folders, **options)
     if config.val.files is not None:
-        if config.data.hr is None:
-            raise HatlibError("val.files names images of data.hr, which is missing.")
         own = config.data
+        if own.hr is None or "validation" in data:
+            raise HatlibError(
+                "val.files names images of data.hr, which is missing, or a folder is called 'validation'."
+            )
         data["validation"] = ImagePairs(own.hr, own.lr, files=config.val.files, **options)
-    for folder in config.val.folders:
-        hr, lr = benchmark_folders(folder, scale)
-        path = Path(folder).resolve()
-        name = path.parent.name if path.name.lower() in ("hr", "gt") else path.name
-        if name in data:
-            raise HatlibError(f"Two of val.folders are called {name!r}; their results would have one name.")
-        data[name] = ImagePairs(hr, lr, **options)
     return data
