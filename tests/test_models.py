@@ -286,7 +286,6 @@ print(resident("VmHWM") - before, model.peak_memory(height, width))
     "name, height, width",
     [
         ("hat_t_x4", 192, 192),
-        ("edsr_m_x2", 192, 192),
         *(
             pytest.param(name, *size, marks=pytest.mark.slow)
             for name in ("hat_t_x4", "hat_s_x4", "hat_x4", "swinir_s_x4", "swinir_m_x4", "rcan_x4", "edsr_m_x4")
