@@ -47,16 +47,20 @@ def measure(args: argparse.Namespace) -> dict:
     for name in names:
         operations = run({"kind": "operations", "threads": 1, "name": name, "size": 64})["operations"]
         compared = CASES[name].ours and CASES[name].theirs
-        for size in sizes if compared or args.full else sizes[:1]:
+        closely = args.full or args.size or name in ("hat_s_x4", "hat_x4")
+        for size in sizes if closely else sizes[:1]:
             timing = {"kind": "time", "name": name, "size": size, "mode": "forward", **typed}
             timing["repeats"] = 20 if device == "cuda" else 5 if size <= 64 else 3 if args.full else 1
-            for environment in (None, KEEP_MEMORY) if device == "cpu" and compared and size <= 64 else (None,):
+            for environment in (
+                (None, KEEP_MEMORY) if device == "cpu" and compared and closely and size <= 64 else (None,)
+            ):
                 rows.append(run(timing, environment))
                 for side in ("theirs", "ours"):
                     if f"{side}_s" in rows[-1]:
                         rate = operations * (size / 64) ** 2 / rows[-1][f"{side}_s"]
                         rows[-1][f"{side}_share_of_peak"] = rate / peak
-    for name in [name for name in names if CASES[name].ours and CASES[name].theirs and name != "hat_s_x4"]:
+    others = [name for name in names if CASES[name].ours and CASES[name].theirs and name != "hat_s_x4"]
+    for name in others if args.full or args.case else ():
         for side in ("theirs", "ours"):
             memory = {"kind": "memory", "name": name, "side": side, "size": sizes[-1], "mode": "forward", **typed}
             rows.append(run(memory))
