@@ -18,6 +18,15 @@ from hatlib.training import TrainingStopped, loop, train
 from hatlib.training import checkpoint as checkpoints
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As many as the trainings in processes of their own have: another number sums in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return write_photos(tmp_path_factory.mktemp("data") / "photos")
