@@ -94,8 +94,11 @@ def test_weight_file_and_name(folders, tmp_path, finetune):
         (("--set", "data.gray=true"), {}, "takes 3 channels"),
     ],
 )
-def test_bad_input(finetune, capsys, args, options, message):
+def test_bad_input(finetune, tmp_path, capsys, args, options, message):
     assert finetune(*args, **options) == 1
+    assert not (tmp_path / "run" / "model").exists()
+    if "train.updats=3" in args:
+        assert not (tmp_path / "run").exists()
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1
 

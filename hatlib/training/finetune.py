@@ -88,7 +88,8 @@ def finetune_config(
     folder = Path(out or Path("runs") / name)
 
     images = ImagePairs(hr, lr, scale=scale, skip_unreadable=True)
-    training, validation = _split(list(images.hr), folder) if not val else (None, None)
+    lists = {} if val else {folder / f"{part}.txt": names for part, names in _split(list(images.hr)).items()}
+    training, validation = map(str, lists) if lists else (None, None)
     smallest = int((images.hr.sizes.min(1) // scale).min())
     content: dict[str, Any] = {
         "name": name,
@@ -114,7 +115,9 @@ def finetune_config(
         "save": {"every": 100},
         "log": {"every": 20},
     }
-    return load_config(content, overrides)
+    config = load_config(content, overrides)
+    _write_lists(lists)  # nothing is written for a configuration that is refused
+    return config
 
 
 def compare(config: Config, outcome: Outcome) -> Comparison:
@@ -170,18 +173,20 @@ def _named(cls: type[nn.Module], arguments: Mapping[str, Any]) -> tuple[str, dic
     }
 
 
-def _split(names: Sequence[str], folder: Path) -> tuple[str, str]:
-    """Divides images into those to train on and those to validate on; writes the lists and gives their paths."""
+def _split(names: Sequence[str]) -> dict[str, list[str]]:
+    """Divides images into those to train on and those to validate on."""
     if len(names) < 2:
         raise HatlibError(f"{len(names)} image is too few to train and to validate on; add some, or give --val.")
     count = min(VALIDATION_MOST, max(1, round(VALIDATION_SHARE * len(names))))
     chosen = set(random.Random(0).sample(sorted(names), count))
-    lists = {"train": [n for n in names if n not in chosen], "val": [n for n in names if n in chosen]}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for part, lines in lists.items():
-            with atomic_path(folder / f"{part}.txt") as temporary:
-                temporary.write_text("".join(f"{name}\n" for name in lines), encoding="utf-8")
-    except OSError as error:
-        raise HatlibError(f"Cannot write to '{folder}': {error.strerror or error}.") from error
-    return str(folder / "train.txt"), str(folder / "val.txt")
+    return {"train": [n for n in names if n not in chosen], "val": [n for n in names if n in chosen]}
+
+
+def _write_lists(lists: Mapping[Path, Sequence[str]]) -> None:
+    for path, names in lists.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HatlibError(f"Cannot write to '{path.parent}': {error.strerror or error}.") from error
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
