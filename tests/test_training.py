@@ -270,10 +270,11 @@ def test_start_from_weights_by_name(photos, tmp_path):
     assert all(torch.equal(value, pretrained.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["hat_t_x2", "hat_t_x4"])
+@pytest.mark.parametrize("name", ["hat_t_x2", "hat_t_x4", "swinir_m_x4", "rcan_x4", "edsr_x2"])
 def test_start_as_interpolation(name):
     torch.manual_seed(0)
-    config = load_config(name, [f"model.args={json.dumps(tiny_overrides(name))}"])
+    changes = [f"model.name={name}", f"model.args={json.dumps(tiny_overrides(name))}"]
+    config = load_config("hat_t_x4", changes)
     model, told = build_model(config.model)
     assert told == "interpolation"
     ramp = torch.linspace(0.2, 0.8, 24).expand(1, 3, 16, 24)

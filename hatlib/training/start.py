@@ -82,27 +82,35 @@ def start_as_interpolation(model: nn.Module) -> None:
     short training then goes into detail from the first update on, rather than into passing the image through.
 
     Args:
-        model: with the head 'pixelshuffle' of a scale that is a power of 2, for RGB.
+        model: with the head 'pixelshuffle' or 'pixelshuffle+conv' of a scale that is a power of 2, for RGB.
 
     Raises:
         HatlibError: If it is another.
     """
     scale = getattr(model, "upscale", 0)
-    fits = getattr(model, "upsampler", "") == "pixelshuffle" and scale > 1 and scale & (scale - 1) == 0
+    shuffles = getattr(model, "upsampler", "") in ("pixelshuffle", "pixelshuffle+conv")
+    fits = shuffles and scale > 1 and scale & (scale - 1) == 0
     if not fits or not (model.in_chans == model.out_chans == 3) or not isinstance(model.conv_after_body, nn.Conv2d):
         raise HatlibError(
-            "model.interpolate=true is for RGB networks with upsampler='pixelshuffle' at x2, x4, x8; leave it out."
+            "model.interpolate=true is for RGB networks at x2, x4, x8 with upsampler='pixelshuffle' or "
+            "'pixelshuffle+conv'; leave it out."
         )
     image = torch.arange(6)
     signs = torch.tensor([1.0, 1, 1, -1, -1, -1])
-    first, before, last = model.conv_first, model.conv_before_upsample[0], model.conv_last
+    first, last = model.conv_first, model.conv_last
     ups = [m for m in model.upsample if isinstance(m, nn.Conv2d)]
     model.conv_after_body.weight[image] = 0
     model.conv_after_body.bias[image] = 0
     first.weight[image] = 0
     first.weight[image, image % 3, 1, 1] = signs
-    before.weight[image] = 0
-    before.weight[image, image, 1, 1] = 1
+    first.bias[image] = 0
+    slope = 1.0  # of what comes between the trunk and the pixel shuffle for negative values
+    if model.upsampler == "pixelshuffle":
+        before, leaky = model.conv_before_upsample
+        before.weight[image] = 0
+        before.weight[image, image, 1, 1] = 1
+        before.bias[image] = 0
+        slope = leaky.negative_slope
     near = torch.tensor([5.0, 30, -3]) / 32  # quadratic interpolation a quarter of a pixel before the middle
     for conv in ups:
         phases = torch.stack([torch.outer(v, h) for v in (near, near.flip(0)) for h in (near, near.flip(0))])
@@ -111,8 +119,5 @@ def start_as_interpolation(model: nn.Module) -> None:
             conv.weight[4 * c : 4 * c + 4, c] = phases
         conv.bias[:24] = 0
     last.weight.zero_()
-    slope = model.conv_before_upsample[1].negative_slope
     last.weight[image % 3, image, 1, 1] = signs / (1 + slope)
-    for conv in (first, before):
-        conv.bias[:6] = 0
     last.bias.zero_()
