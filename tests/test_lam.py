@@ -33,8 +33,12 @@ class Stranger(nn.Module):
         return F.interpolate(x, scale_factor=self.scale, mode=self.mode)
 
 
+def ours(name, **more):
+    return hatlib.create_model(name, **{**tiny_overrides(name), **more})
+
+
 def hat(**more):
-    return hatlib.create_model("hat_s_x2", **{**tiny_overrides("hat_s_x2"), **more})
+    return ours("hat_s_x2", **more)
 
 
 def swinir():
@@ -55,8 +59,11 @@ def rcan():
 NETWORKS = {
     "hat": (hat, 3),
     "gray hat": (lambda: hat(in_chans=1), 1),
-    "swinir": (swinir, 3),
-    "rcan": (rcan, 3),
+    "swinir": (lambda: ours("swinir_m_x2"), 3),
+    "rcan": (lambda: ours("rcan_x2"), 3),
+    "edsr": (lambda: ours("edsr_x2"), 3),
+    "spandrel's swinir": (swinir, 3),
+    "spandrel's rcan": (rcan, 3),
     "stranger": (Stranger, 3),
     "gray stranger": (lambda: Stranger(1, 1), 1),
 }
