@@ -90,7 +90,7 @@ def lam(
         kernel_size: side of the blur's kernel, an odd number.
         rule: 'reference' takes each step's gradient at its end, as the paper's authors do and their figures have it;
             'trapezoid' the mean of both ends, which is several times nearer to the exact integral.
-        batch: steps that go through the network at once; by default 2 on a CPU and 10 elsewhere.
+        batch: steps that go through the network at once; by default 1 on a CPU and 10 elsewhere.
         progress: called as progress(done, total) after each batch of steps.
 
     Shape:
@@ -112,7 +112,7 @@ def lam(
         start, end = edge_strength(results.double(), window).tolist()
         sigmas = torch.linspace(sigma, 0, fold + 1, dtype=torch.float64).tolist()
         points, weights = integration(blur_path(image, sigmas, kernel_size), rule)
-        step = batch or (2 if image.device.type == "cpu" else 10)
+        step = batch or (1 if image.device.type == "cpu" else 10)
         total = torch.zeros(image.shape, dtype=torch.float64)
         for i in range(0, len(points), step):
             part = slice(i, i + step)

@@ -49,7 +49,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--kernel", type=int, default=9, metavar="N", help="side of the blur's kernel (%(default)s)")
     add("--rule", choices=["reference", "trapezoid"], default="reference", help="the paper's sum, or a more exact one")
     add("--alpha", type=float, default=0.5, metavar="A", help="share of the image under a map (%(default)s)")
-    add("--batch", type=int, metavar="N", help="steps at once (default: 2 on a CPU, 10 elsewhere)")
+    add("--batch", type=int, metavar="N", help="steps at once (default: 1 on a CPU, 10 elsewhere)")
     add("--device", metavar="D", help="cpu, cuda, cuda:1, mps... (default: a GPU if there is one)")
     add("--json", type=Path, metavar="FILE", help="write everything but the maps, with full digits")
     parser.set_defaults(run=run)
