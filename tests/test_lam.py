@@ -245,6 +245,24 @@ def test_the_model_is_left_as_it_was():
     assert broken.training and all(p.requires_grad for p in broken.parameters())
 
 
+def hooked(model):
+    model.register_forward_hook(lambda _, __, out: out.square())
+
+
+def patched(model):
+    forward = model.forward
+    model.forward = lambda x: forward(x).square()
+
+
+@pytest.mark.parametrize("change", [hooked, patched])
+def test_a_changed_network_of_ours_is_taken_as_changed(change):
+    """And not for the network that it was, whose output could be had at the window alone."""
+    model, image = randomise(ours("edsr_x2")).eval(), picture(3, 12, 12)
+    change(model)
+    result = lam(model, image, (4, 4, 8), fold=6)
+    assert relative_error(result.attribution, plain_lam(model, image, (4, 4, 8), fold=6)) <= 1e-5
+
+
 def cut(x):
     return F.interpolate(x.detach(), scale_factor=2)
 

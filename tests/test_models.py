@@ -117,6 +117,18 @@ def test_head_of_features_is_the_model(tiny):
         assert relative_error(out, tiny(x)) < 1e-5
 
 
+@pytest.mark.parametrize("window", [(0, 0, 5, 2), (9, 14, 6, 11), (3, 21, 14, 9)], ids=str)
+def test_window_of_the_output(tiny, window):
+    """`forward_window` is a piece of the output, at the border too, and gives its gradient."""
+    left, top, width, height = (length * tiny.upscale // 2 for length in window)
+    tiny, x = randomise(tiny).double(), torch.rand(2, tiny.in_chans, 18, 13, dtype=torch.float64).requires_grad_()
+    whole = tiny(x)[:, :, top : top + height, left : left + width]
+    piece = tiny.forward_window(x, left, top, width, height)
+    assert piece.shape == whole.shape and relative_error(piece, whole) < 1e-12
+    gradients = [torch.autograd.grad(out.square().sum(), x)[0] for out in (piece, whole)]
+    assert relative_error(*gradients) < 1e-12
+
+
 def test_timm_builds_it_too(arch):
     torch.manual_seed(0)
     ours = hatlib.create_model(arch, **tiny_overrides(arch))

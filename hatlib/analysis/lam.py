@@ -17,6 +17,7 @@ from hatlib.analysis.diffusion import diffusion_index, gini
 from hatlib.errors import HatlibError
 from hatlib.inference.memory import is_out_of_memory
 from hatlib.inference.upscaler import evaluating
+from hatlib.models._base import RestorationModel
 
 __all__ = ["Attribution", "Window", "blur_path", "centre_window", "edge_strength", "lam"]
 
@@ -77,8 +78,8 @@ def lam(
     """Local attribution map of a network, for one image and one window of the output (section 3).
 
     The network runs in eval mode on its own device and in its own type; only the gradient with respect to the input
-    is computed, and the network is left as it was found: modes, `requires_grad`, gradients, hooks. Any network will
-    do that maps (B, C, h, w) to (B, C', s * h, s * w).
+    is computed (through `forward_window`, where the network is one of ours), and the network is left as it was found:
+    modes, `requires_grad`, gradients, hooks. Any network will do that maps (B, C, h, w) to (B, C', s * h, s * w).
 
     Args:
         model: the network.
@@ -213,11 +214,28 @@ def input_gradient(model: nn.Module, x: Tensor, window: Window) -> Tensor:
     with torch.enable_grad(), _memory_explained():
         x = x.clone().requires_grad_()
         # A copy goes in, because some networks scale their input in place.
-        strength = edge_strength(_called(model, x.clone()), window).sum()
+        strength = _strength(model, x.clone(), window).sum()
         if not strength.requires_grad:
             raise HatlibError(f"{type(model).__name__} cuts the gradient off: its output does not depend on its input.")
         (gradient,) = torch.autograd.grad(strength, x, allow_unused=True)
     return torch.zeros_like(x) if gradient is None else gradient
+
+
+def _strength(model: nn.Module, x: Tensor, window: Window) -> Tensor:
+    """The detector's answer to the output, of which our own networks need not make more than the window."""
+    if not _is_ours(model):
+        return edge_strength(_called(model, x), window)
+    left, top, side = window
+    height, width = (length * model.upscale for length in x.shape[2:])
+    # One pixel more than the window, for the differences, where there is one.
+    part = model.forward_window(x, left, top, min(side + 1, width - left), min(side + 1, height - top))
+    return edge_strength(part, (0, 0, side))
+
+
+def _is_ours(model: nn.Module) -> bool:
+    """Whether the network does what our networks do, with nothing overridden or hooked on."""
+    forward = getattr(model.forward, "__func__", None)
+    return forward is RestorationModel.forward and not (model._forward_hooks or model._forward_pre_hooks)
 
 
 def centre_window(height: int, width: int, side: int = 16) -> Window:

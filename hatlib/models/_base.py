@@ -16,6 +16,9 @@ from hatlib.models._adapt import adapt_channels, default_mean
 
 __all__ = ["RestorationModel", "crop"]
 
+# A pixel of the output depends on features less than three pixels away, whatever the head and the scale.
+HEAD_HALO = 3
+
 
 class RestorationModel(PretrainedModel):
     """A network that maps images to images: (B, in_chans, H, W) -> (B, out_chans, upscale * H, upscale * W).
@@ -123,13 +126,37 @@ class RestorationModel(PretrainedModel):
 
     def forward(self, x: Tensor) -> Tensor:
         size, x = x.shape[-2:], self.prepare(x)
-        out = self.forward_head(self.trunk(x))
+        return crop(self.reconstruct(self.trunk(x), x), *(side * self.upscale for side in size))
+
+    def forward_window(self, x: Tensor, left: int, top: int, width: int, height: int) -> Tensor:
+        """forward(x)[:, :, top : top + height, left : left + width], with no more of the head than that takes.
+
+        The trunk sees the whole image. It spares the most where gradients of a small window are wanted.
+
+        Args:
+            x: image, (B, in_chans, H, W).
+            left, top, width, height: a window that lies within the output, in its pixels.
+
+        Returns:
+            (B, out_chans, height, width)
+        """
+        x = self.prepare(x)
+        features = self.trunk(x)
+        rows, columns = (
+            slice(max(0, start // self.upscale - HEAD_HALO), -(-(start + size) // self.upscale) + HEAD_HALO)
+            for start, size in ((top, height), (left, width))
+        )
+        out = self.reconstruct(features[:, :, rows, columns], x[:, :, rows, columns])
+        top, left = top - rows.start * self.upscale, left - columns.start * self.upscale
+        return out[:, :, top : top + height, left : left + width]
+
+    def reconstruct(self, features: Tensor, x: Tensor) -> Tensor:
+        """From the trunk's features of a prepared image, and the image, to the output, still padded."""
+        out = self.forward_head(features)
         if self.head_type.residual and self.in_chans == self.out_chans:
             out = out + x
         out = out / self.img_range
-        if self.in_chans == self.out_chans:
-            out = out + self.mean
-        return crop(out, *(side * self.upscale for side in size))
+        return out + self.mean if self.in_chans == self.out_chans else out
 
     def prepare(self, x: Tensor) -> Tensor:
         """Checks, pads and normalises an image (B, in_chans, H, W)."""
@@ -168,9 +195,8 @@ class RestorationModel(PretrainedModel):
     def forward_head(self, x: Tensor) -> Tensor:
         """From features to the image, still normalised: (B, num_features, H, W) -> (B, out_chans, s * H, s * W)."""
         # The head's layers are children of the model, under their published names; its class says how they follow.
-        # A row of the result depends on less than three rows around its own, whatever the head and the scale.
         return enlarge_in_strips(
-            self, lambda part: self.head_type.forward(self, part), x, self.upscale, 3, self.head_width
+            self, lambda part: self.head_type.forward(self, part), x, self.upscale, HEAD_HALO, self.head_width
         )
 
     def peak_memory(self, height: int, width: int, batch: int = 1) -> int:
