@@ -74,6 +74,8 @@ def test_maps_of_8_bit_images_and_what_has_none(tiny_hat):
         assert torch.equal(one, other)
     with pytest.raises(HatlibError, match="forward_intermediates"):
         feature_maps(nn.Identity(), image)
+    with pytest.raises(HatlibError, match="floating-point images"):
+        feature_maps(tiny_hat, image.long())
     with pytest.raises(HatlibError, match="one image"):
         feature_maps(tiny_hat, torch.rand(2, 3, 16, 16))
 

@@ -88,7 +88,7 @@ def test_one_image(folder, capsys):
     content = json.loads(Path("out.json").read_text())
     assert content["scale"] == 2 and content["rule"] == "reference" and len(content["images"]) == 1
     (row,) = content["images"]
-    assert row["image"] == "ant.png" and row["input"] == [20, 24] and row["error"] is None
+    assert row["image"] == "ant.png" and row["input"] == [20, 24] and row["errors"] == []
     hr = read_rgb("Four/ant.png")
     import lam_networks
 
@@ -118,9 +118,18 @@ def test_lr_and_crop(folder):
     hr = read_rgb("Four/ant.png")
     assert torch.equal(made.hr, hr[:, 12:36, 24:48]) and torch.equal(made.lr, imresize(made.hr, 0.5))
     x, y, side = made.window
-    assert torch.equal(made.hr[:, y : y + side, x : x + side], hr[:, 20:28, 32:40])
+    assert torch.equal(made.hr[:, y : y + side, x : x + side], hr[:, 20:28, 32:40]) and made.origin == (12, 6)
+    # A window nearly as large as the part, whose middle rounds away from it.
+    assert load_subject("Four/ant.png", 2, (5, 3, 15), crop=8).origin == (2, 1)
+    with pytest.raises(hatlib.HatlibError, match="no room for a window of 16"):
+        load_subject("Four/ant.png", 2, (5, 3, 16), crop=8)
     assert run("Four/ant.png", "--lr", "--crop", 16, "-o", "lr.png", models=["wide"]) == 0
     assert read_image("lr.png").pixels.shape[2] == 3
+    assert run("Four/ant.png", "--window", "32,20,8", "--crop", 12, "--json", "out.json", models=["wide"]) == 0
+    content = json.loads(Path("out.json").read_text())
+    (row,) = content["images"]
+    assert content["crop"] == 12 and not content["lr"]
+    assert (row["window"], row["origin"], row["input"]) == ([32, 20, 8], [12, 6], [12, 12])
 
 
 def test_folder(folder, capsys):
@@ -156,12 +165,37 @@ def test_folder_with_failures(folder, capsys):
     picture(Path("Four/cat.png"), 42)
     assert run("Four", "-o", "out.csv", "--scale", 2, "--json", "out.json", models=["wide", "picky"]) == 1
     captured = capsys.readouterr()
-    errors = captured.err.splitlines()
+    sizes, *errors = captured.err.splitlines()
+    assert "differ in size" in sizes  # that of cat.png, which one network did
     assert errors[0] == "2 of 4 images failed:" and "bee.png" in errors[1]
     assert errors[2] == "  lam_networks:picky fails on 'Four/cat.png': RuntimeError: no kernel for this size."
-    assert [r["image"] for r in csv.DictReader(Path("out.csv").open())][:2] == ["ant.png", "sub/ant.png"]
+    assert [r["image"] for r in csv.DictReader(Path("out.csv").open())][:2] == ["ant.png", "cat.png"]
     images = json.loads(Path("out.json").read_text())["images"]
-    assert [bool(row["error"]) for row in images] == [False, True, True, False]
+    assert [len(row["errors"]) for row in images] == [0, 1, 1, 0]
+    # What the other network makes of the image is kept, and the means are over the images that both have.
+    assert [sorted(row["models"]) for row in images][1:3] == [[], ["lam_networks:wide"]]
+    rows = {row.pop("image"): row for row in csv.DictReader(Path("out.csv").open())}
+    assert rows["cat.png"]["lam_networks:picky"] == "" and float(rows["cat.png"]["lam_networks:wide"]) > 0
+    wide = [float(rows[name]["lam_networks:wide"]) for name in ("ant.png", "sub/ant.png")]
+    assert float(rows["mean"]["lam_networks:wide"]) == pytest.approx(sum(wide) / 2, abs=1e-4)
+
+
+def test_one_of_two_networks_fails(folder, capsys):
+    """The figure shows the other; a network that fails on every image has no column."""
+    picture(Path("cat.png"), 42)
+    assert run("cat.png", "-o", "out.png", models=["picky", "wide"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("1 of 1 images failed:") and "picky fails on 'cat.png'" in captured.err
+    assert captured.out.splitlines()[-1] == "out.png" and Path("out.png").exists()
+    Path("Five").mkdir()
+    Path("cat.png").rename("Five/cat.png")
+    assert run("Five", models=["picky", "wide"]) == 1
+    rows = list(csv.reader(capsys.readouterr().out.splitlines()))
+    assert rows[0] == ["image", "lam_networks:wide"] and [row[0] for row in rows[1:]] == [
+        "cat.png",
+        "mean",
+        "mean rank",
+    ]
 
 
 def test_mean_ranks():
@@ -197,8 +231,8 @@ def test_figure(tmp_path):
     assert tuple(heat[top[0] * 14 + 7, top[1] * 14 + 7]) == (255, 0, 0)
     assert (heat == (30, 80, 240)).all(2).any()  # the window
     other = lam(Bicubic(2), image, (10, 12, 8), fold=3)
-    for bad in ({"a": result, "b": other}, {}):
-        with pytest.raises(hatlib.HatlibError):
+    for bad, words in (({"a": result, "b": other}, "one image, window and scale"), ({}, "nothing to draw")):
+        with pytest.raises(hatlib.HatlibError, match=words):
             draw_lam(tmp_path / "no.png", bad)
     with pytest.raises(hatlib.HatlibError, match="original"):
         draw_lam(tmp_path / "no.png", {"a": result}, torch.rand(3, 30, 32))
@@ -208,12 +242,18 @@ def test_figure(tmp_path):
 @pytest.mark.parametrize(
     "arguments, models, words",
     [
-        (["Four/ant.png", "--window", "40,0,16"], ["wide"], "40,0,16 (x, y, size) does not lie within"),
-        (["Four/ant.png", "--window", "0,-1,16"], ["wide"], "does not lie within"),
+        (
+            ["Four/ant.png", "--window", "40,0,16"],
+            ["wide"],
+            "40,0,16 (x, y, size) in output pixels does not lie within",
+        ),
         (["Four/ant.png", "--crop", "7"], ["wide"], "have no room for a window"),
         (["Four/ant.png", "--crop", "8"], ["wide"], "fewer than the blur's kernel of 9x9"),
         (["Four/ant.png", "--kernel", "41"], ["wide"], "fewer than the blur's kernel of 41x41"),
+        (["Four/ant.png", "--crop", "21"], ["wide"], "24x20 input pixels, fewer than the 21x21"),
         (["Four/ant.png", "--kernel", "4"], ["wide"], "odd"),
+        (["Four", "--kernel", "4"], ["wide"], "odd"),
+        (["Four", "--sigma", "0"], ["wide"], "above 0"),
         (["Four/ant.png", "--scale", "3"], ["wide"], "wide is x2, and --scale 3"),
         (["Four/ant.png", "--scale", "3"], ["silent"], "enlarges by 2, and not by 3"),
         (["Four/ant.png"], ["liar"], "enlarges by 2, and not by 3"),
@@ -223,7 +263,10 @@ def test_figure(tmp_path):
         (["Four/ant.png", "--device", "toaster"], ["wide"], "Cannot use the device 'toaster'"),
         (["Four/ant.png", "-o", "out.txt"], ["wide"], "out.txt"),
         (["Four/ant.png", "-o", "none/out.png"], ["wide"], "none"),
-        (["Four/ant.png", "-o", "Four/ant.png"], ["wide"], "the input itself"),
+        (["Four/ant.png", "-o", "Four/ant.png"], ["wide"], "an input"),
+        (["Four", "--json", "Four/ant.png"], ["wide"], "an input"),
+        (["Four/ant.png", "-o", "out.png", "--json", "./out.png"], ["wide"], "another output"),
+        (["Four/ant.png", "--json", "empty"], ["wide"], "it is a folder"),
         (["Four", "-o", "out.png"], ["wide"], "out.csv"),
         (["Five"], ["wide"], "no file or folder 'Five'"),
         (["empty"], ["wide"], "no images"),
@@ -242,7 +285,9 @@ def test_bad_input_is_one_sentence(folder, capsys, arguments, models, words):
 
 
 def test_wrong_usage(folder, capsys):
-    for window in ("1,2", "a,b,c", "1,2,3,4"):
+    for window in ("1,2", "a,b,c", "1,2,3,4", "0,-1,16", "1,2,0"):
         with pytest.raises(SystemExit) as stop:
             run("Four/ant.png", "--window", window)
-        assert stop.value.code == 2 and "--window" in capsys.readouterr().err
+        assert stop.value.code == 2 and f"three whole numbers X,Y,SIZE, from 0 and 1 on, not '{window}'" in (
+            capsys.readouterr().err
+        )

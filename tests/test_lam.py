@@ -235,6 +235,9 @@ def test_the_model_is_left_as_it_was():
         assert torch.equal(lam(model, image * 1, fold=5).map, first.map)
     assert torch.equal(lam(model.eval(), image, fold=5).map, first.map)
 
+    model.set_grad_checkpointing()
+    assert relative_error(lam(model, image, fold=5).attribution, first.attribution) <= 1e-5
+
     class Fails(Stranger):
         def forward(self, x):
             raise RuntimeError("broken")
@@ -254,7 +257,11 @@ def patched(model):
     model.forward = lambda x: forward(x).square()
 
 
-@pytest.mark.parametrize("change", [hooked, patched])
+def silenced(model):
+    model.register_full_backward_hook(lambda _, grads, __: (grads[0] * torch.linspace(0, 1, grads[0].shape[-1]),))
+
+
+@pytest.mark.parametrize("change", [hooked, patched, silenced])
 def test_a_changed_network_of_ours_is_taken_as_changed(change):
     """And not for the network that it was, whose output could be had at the window alone."""
     model, image = randomise(ours("edsr_x2")).eval(), picture(3, 12, 12)
@@ -282,10 +289,11 @@ def module(function):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (dict(window=(30, 0, 16)), r"window \(30, 0, 16\).*does not lie within the output of 36x36"),
+        (dict(window=(30, 0, 16)), "window 30,0,16 .*does not lie within the output, which has 36x36"),
         (dict(window=(0, -1, 4)), "does not lie within"),
         (dict(window=(0, 0, 0)), "does not lie within"),
         (dict(window=(1, 2)), "three whole numbers"),
+        (dict(window=(1.5, 2, 8)), "three whole numbers"),
         (dict(scale=4), "enlarges by 3, and not by 4"),
         (dict(image=torch.rand(3, 12, 8)), "8x12 pixels, fewer than the blur's kernel of 9x9"),
         (dict(image=torch.rand(2, 3, 12, 12)), "one image"),
@@ -318,7 +326,7 @@ def test_out_of_memory_is_explained():
     def greedy(x):
         raise torch.OutOfMemoryError("out of memory")
 
-    with pytest.raises(HatlibError, match="smaller batch"):
+    with pytest.raises(HatlibError, match="smaller image, or a smaller batch"):
         lam(module(greedy), picture())
 
 
@@ -327,6 +335,7 @@ def test_diffusion_index_of_known_maps():
     assert diffusion_index(torch.ones(64, 64)) == pytest.approx(100, abs=1e-6)
     pixel = torch.zeros(64, 64)
     pixel[5, 7] = 3.0
+    assert diffusion_index(pixel.numpy()[::-1]) == diffusion_index(pixel)
     # n - 1 values of 1e-7 and one of 1: a little over the 100 / n of true zeros.
     assert diffusion_index(pixel) == pytest.approx(100 / n + 100 * n * 1e-7, rel=1e-2)
     exponential = -np.log1p(-(np.arange(n) + 0.5) / n)

@@ -331,7 +331,30 @@ def test_a_mean_shift_that_loses_a_channel_is_refused(tmp_path):
         load_checkpoint(tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("option, message", [(dict(num_block=0), "one group"), (dict(upscale=5), "powers of 2, not 5")])
+@pytest.mark.filterwarnings("ignore:.*does not tell")
+@pytest.mark.parametrize(
+    "img_range, mean", [(1.0, None), (16.0, None), (100.0, (0.0, 0.0, 0.0)), (1.0, (0.0, 0.0, 0.0))]
+)
+def test_published_layout_of_other_ranges(img_range, mean, tmp_path):
+    """The 1x1 convolutions of the layout carry them: what is read again computes the same."""
+    model = randomise(EDSR(upscale=2, img_range=img_range, mean=mean, **SMALL_EDSR)).double().eval()
+    torch.save(model.published_state_dict(), tmp_path / "w.pth")
+    again = load_checkpoint(tmp_path / "w.pth").double().eval()
+    x = torch.rand(1, 3, 9, 7, dtype=torch.float64)
+    with torch.no_grad():
+        assert relative_error(again(x), model(x)) <= 1e-5
+    with pytest.raises(HatlibError, match="no place for img_range=100"):
+        EDSR(upscale=2, img_range=100.0, out_chans=1, **SMALL_EDSR).published_state_dict()
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        (dict(num_block=0), "one group"),
+        (dict(upscale=5), "powers of 2, not 5"),
+        (dict(upscale=1, upsampler=""), "take that"),
+    ],
+)
 def test_options_that_do_not_go_together(option, message):
     with pytest.raises(HatlibError, match=message):
         EDSR(**{**SMALL_EDSR, **option})

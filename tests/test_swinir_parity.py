@@ -204,6 +204,8 @@ def test_registered_archs_are_known_by_name(name):
 
 def test_published_configuration_can_be_pasted():
     """The keys of a BasicSR `network_g` section, `type` left out."""
-    section = dict(upscale=4, in_chans=3, img_size=64, window_size=8, img_range=1.0, depths=[1], embed_dim=60)
-    section |= dict(num_heads=[6], mlp_ratio=2, upsampler="nearest+conv", resi_connection="1conv")
-    assert SwinIR(**section).upscale == 4
+    section = dict(upscale=2, in_chans=1, img_size=64, window_size=7, img_range=255.0, depths=[1], embed_dim=30)
+    section |= dict(num_heads=[6], mlp_ratio=3, upsampler="nearest+conv", resi_connection="3conv")
+    arguments = SwinIR(**section).config["model_args"]
+    del section["img_size"]  # which only the masks of the published code needed
+    assert {name: arguments[name] for name in section} == {**section, "depths": (1,), "num_heads": (6,)}

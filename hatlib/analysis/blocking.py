@@ -49,19 +49,20 @@ def blocking_ratio(features: Tensor, window: int) -> Blocking:
     Shape: (..., H, W)
 
     Raises:
-        HatlibError: if the window has fewer than three pixels, the map no border between windows, or no differences.
+        HatlibError: if the window has fewer than three pixels, the map fewer than two windows a side, or no
+            differences.
     """
     if window < 3:
         raise HatlibError(f"A window of {window} pixels has no place for control grids; it takes 3 or more.")
     if features.ndim < 2 or min(features.shape[-2:]) < 2 * window:
         raise HatlibError(f"A map of {tuple(features.shape)} has fewer than two windows of {window}x{window} a side.")
-    x = features.detach().double()
+    x = features.detach().cpu().double()  # not every device has float64
     sums, counts = torch.zeros(2, window, dtype=torch.float64)
     for dim in (-2, -1):
         # For each row or column its mean difference to the next; number k lies before pixel k + 1.
         differences = x.diff(dim=dim).abs().movedim(dim, 0).flatten(1)
         place = torch.arange(1, len(differences) + 1) % window
-        sums.index_add_(0, place, differences.sum(1).cpu())
+        sums.index_add_(0, place, differences.sum(1))
         counts += torch.bincount(place, minlength=window) * differences.shape[1]
     if sums.sum() == 0:
         raise HatlibError("The map is the same everywhere: there are no differences to compare.")

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hatlib.analysis.lam import Attribution, Window, centre_window, lam
+from hatlib.analysis.lam import Attribution, Window, centre_window, checked_window, lam
 from hatlib.data import imresize, read_rgb
 from hatlib.errors import HatlibError, first_line
 
@@ -33,7 +33,13 @@ class Bicubic(nn.Module):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is analysed: an input, its original if there is one, and the window in output pixels.
+    """What is analysed: an input, or a part of one, and the window.
+
+    Attributes:
+        lr: the input.
+        hr: the original, if there is one.
+        window: left, top and side in output pixels, of the part that was taken.
+        origin: left and top of the part in pixels of the whole input.
 
     Shape:
         lr: (3, h, w), hr: (3, s * h, s * w), both RGB, uint8.
@@ -42,16 +48,24 @@ class Subject:
     lr: Tensor
     hr: Tensor | None
     window: Window
+    origin: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The outcome for one image: an attribution by the name of each network, or `error`, which says why not."""
+    """The outcome for one image.
+
+    Attributes:
+        image: its name.
+        subject: what was analysed; None if the image can't be read or has no such window.
+        results: by the name of each network that succeeded.
+        errors: why not, one sentence for the image or for each network that failed.
+    """
 
     image: str
     subject: Subject | None = None
     results: Mapping[str, Attribution] = field(default_factory=dict)
-    error: str | None = None
+    errors: Sequence[str] = ()
 
 
 def load_subject(
@@ -72,29 +86,36 @@ def load_subject(
         crop: take only this many input pixels squared around the window; the whole image if None.
 
     Raises:
-        HatlibError: if the file can't be read, or the window lies outside.
+        HatlibError: if the file can't be read, the window lies outside, or `crop` is larger than the input or too small
+            for the window.
     """
     image = read_rgb(path)
     step = 1 if is_lr else scale
     height, width = (n // step for n in image.shape[1:])
     if 0 in (height, width):
         raise HatlibError(f"'{path}' has fewer pixels than the scale of {scale}.")
-    x, y, side = window or centre_window(height * scale, width * scale)
-    if side < 1 or min(x, y) < 0 or x + side > width * scale or y + side > height * scale:
-        raise HatlibError(
-            f"The window {x},{y},{side} (x, y, size) does not lie within the output of '{path}', which has "
-            f"{width * scale}x{height * scale} pixels."
-        )
+    whole = height * scale, width * scale
+    x, y, side = checked_window(window or centre_window(*whole), *whole, f"the output of '{path}'")
     left, top, columns, rows = 0, 0, width, height
     if crop is not None:
-        if crop * scale < side:
-            raise HatlibError(f"{crop} input pixels have no room for a window of {side} output pixels.")
-        columns, rows = min(crop, width), min(crop, height)
-        left = min(max((x + side // 2) // scale - columns // 2, 0), width - columns)
-        top = min(max((y + side // 2) // scale - rows // 2, 0), height - rows)
+        if crop > min(height, width):
+            raise HatlibError(
+                f"'{path}' gives {width}x{height} input pixels, fewer than the {crop}x{crop} to be taken."
+            )
+        left, top = (_around(start, side, scale, crop, length) for start, length in ((x, width), (y, height)))
+        columns = rows = crop
     part = image[:, top * step : (top + rows) * step, left * step : (left + columns) * step].contiguous()
     shifted = (x - left * scale, y - top * scale, side)
-    return Subject(part, None, shifted) if is_lr else Subject(imresize(part, 1 / scale), part, shifted)
+    lr, hr = (part, None) if is_lr else (imresize(part, 1 / scale), part)
+    return Subject(lr, hr, shifted, (left, top))
+
+
+def _around(start: int, side: int, scale: int, crop: int, length: int) -> int:
+    """Where `crop` of `length` input pixels begin, around the middle of a window, all of which they hold."""
+    first, last = max(-(-(start + side) // scale) - crop, 0), min(start // scale, length - crop)
+    if first > last:
+        raise HatlibError(f"{crop} input pixels have no room for a window of {side} output pixels from {start} on.")
+    return min(max((start + side // 2) // scale - crop // 2, first), last)
 
 
 def compare(
@@ -104,7 +125,7 @@ def compare(
     progress: Callable[[float, int], None] | None = None,
     **options: Any,
 ) -> Iterator[Comparison]:
-    """Attributions of several networks for one image after the other; what fails for one is in its place.
+    """Attributions of several networks for one image after the other; what fails does not stop the others.
 
     Args:
         models: the networks by name.
@@ -115,24 +136,32 @@ def compare(
     """
     total = len(files) * len(models)
     for i, (image, file) in enumerate(files.items()):
-        subject, results, at = None, {}, ""
         try:
             subject = load(file)
-            for j, (at, model) in enumerate(models.items()):
+        except Exception as error:
+            yield Comparison(image, errors=[_told(error, file)])
+            continue
+        results, errors = {}, []
+        for j, (name, model) in enumerate(models.items()):
 
-                def step(done: int, of: int, before: int = i * len(models) + j) -> None:
-                    if progress is not None:
-                        progress(before + done / of, total)
+            def step(done: int, of: int, before: int = i * len(models) + j) -> None:
+                if progress is not None:
+                    progress(before + done / of, total)
 
-                results[at] = lam(model, subject.lr, subject.window, progress=step, **options)
-        except HatlibError as error:
-            message = str(error) if str(file) in str(error) else f"{at} on '{file}': {error}".removeprefix(" on ")
-            yield Comparison(image, subject, error=message)
-        except Exception as error:  # a foreign network may raise anything; the other images are done nevertheless
-            message = f"{at or 'Reading'} fails on '{file}': {type(error).__name__}: {first_line(error)}."
-            yield Comparison(image, subject, error=message)
-        else:
-            yield Comparison(image, subject, results)
+            try:
+                results[name] = lam(model, subject.lr, subject.window, progress=step, **options)
+            except Exception as error:  # a foreign network may raise anything
+                errors.append(_told(error, file, name))
+        yield Comparison(image, subject, results, errors)
+
+
+def _told(error: Exception, file: Path, network: str | None = None) -> str:
+    """What went wrong with a file, or with a network on it, in one sentence."""
+    if not isinstance(error, HatlibError):
+        return f"{network or 'Reading'} fails on '{file}': {type(error).__name__}: {first_line(error)}."
+    if str(file) in str(error):
+        return str(error)
+    return f"{network} on '{file}': {error}" if network else f"'{file}': {error}"
 
 
 def mean_ranks(values: Sequence[Sequence[float]]) -> list[float]:
@@ -144,14 +173,21 @@ def mean_ranks(values: Sequence[Sequence[float]]) -> list[float]:
 def as_csv(indices: Mapping[str, Mapping[str, float]]) -> str:
     """A line per image, then the mean and the mean rank (1: the largest value) of each network.
 
+    A network that has no index for an image has an empty field there, and the image is left out of the means; one that
+    has none at all is left out.
+
     Args:
-        indices: diffusion indices, by image and network.
+        indices: diffusion indices, by image and network; one at least.
     """
+    names = list(dict.fromkeys(name for row in indices.values() for name in row))
+    complete = [[row[name] for name in names] for row in indices.values() if len(row) == len(names)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    values = [list(row.values()) for row in indices.values()]
-    writer.writerow(["image", *next(iter(indices.values()))])
-    writer.writerows([image, *(f"{v:.4f}" for v in row)] for image, row in zip(indices, values, strict=True))
-    writer.writerow(["mean", *(f"{math.fsum(column) / len(column):.4f}" for column in zip(*values, strict=True))])
-    writer.writerow(["mean rank", *(f"{rank:.3f}" for rank in mean_ranks(values))])
+    writer.writerow(["image", *names])
+    for image, row in indices.items():
+        writer.writerow([image, *(f"{row[name]:.4f}" if name in row else "" for name in names)])
+    if complete:
+        columns = zip(*complete, strict=True)
+        writer.writerow(["mean", *(f"{math.fsum(column) / len(column):.4f}" for column in columns)])
+        writer.writerow(["mean rank", *(f"{rank:.3f}" for rank in mean_ranks(complete))])
     return text.getvalue()

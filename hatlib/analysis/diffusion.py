@@ -94,6 +94,8 @@ def _scott_bandwidth(weights: Tensor) -> Tensor:
 
 def _checked(attribution: Tensor | np.ndarray) -> Tensor:
     """The map in float64 on the CPU."""
+    if isinstance(attribution, np.ndarray):
+        attribution = np.ascontiguousarray(attribution)  # PyTorch takes no negative strides
     x = torch.as_tensor(attribution).detach().to("cpu", torch.float64)
     if x.numel() == 0 or not x.isfinite().all() or x.min() < 0:
         raise HatlibError("An attribution map has one value or more, none of them negative, infinite or NaN.")

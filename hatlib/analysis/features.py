@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from hatlib.analysis._input import network_input
 from hatlib.errors import HatlibError
 from hatlib.inference.upscaler import evaluating
 
@@ -23,18 +24,13 @@ def feature_maps(model: nn.Module, image: Tensor) -> list[Tensor]:
     Shape: (C, h, w) or (1, C, h, w) -> (num_features, h, w) each
 
     Raises:
-        HatlibError: if the network has no `forward_intermediates`, or `image` is not one image.
+        HatlibError: if the network has no `forward_intermediates`, or `image` is not one such image.
     """
     if not hasattr(model, "forward_intermediates"):
         raise HatlibError(
             f"{type(model).__name__} has no forward_intermediates, timm's way to the features inside a network."
         )
-    image = image[None] if image.ndim == 3 else image
-    if image.ndim != 4 or len(image) != 1:
-        raise HatlibError(f"feature_maps takes one image, (C, h, w) or (1, C, h, w), not {tuple(image.shape)}.")
-    if image.dtype == torch.uint8:
-        image = image.float() / 255
-    like = next((p for p in model.parameters() if p.is_floating_point()), image)
+    image = network_input(image, model, "feature_maps")
     with evaluating(model):
-        maps = model.forward_intermediates(image.to(like), intermediates_only=True)
+        maps = model.forward_intermediates(image[None], intermediates_only=True)
     return [feature[0].float().cpu() for feature in maps]

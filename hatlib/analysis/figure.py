@@ -97,7 +97,7 @@ def draw_features(path: str | os.PathLike, features: Mapping[str, tuple[Sequence
         features: by the name of the network its maps, as `feature_maps` gives them, and the side of its windows.
 
     Raises:
-        HatlibError: if there is nothing to draw, a map is no larger than a window, or the file can't be written.
+        HatlibError: if there is nothing to draw, a map has fewer than two windows a side, or the file can't be written.
     """
     if not features or not all(len(maps) for maps, _ in features.values()):
         raise HatlibError("There is nothing to draw: no feature maps were given.")

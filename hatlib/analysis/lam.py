@@ -4,6 +4,7 @@ Gu & Dong, "Interpreting Super-Resolution Networks with Local Attribution Maps",
 gradients of a detector of edges in the window are integrated along a path of ever less blurred inputs.
 """
 
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hatlib.analysis._input import network_input
 from hatlib.analysis.diffusion import diffusion_index, gini
 from hatlib.errors import HatlibError
 from hatlib.inference.memory import is_out_of_memory
@@ -102,15 +104,21 @@ def lam(
             such network or has another scale, its gradients are not finite or zero, memory runs out, or an argument
             makes no sense.
     """
-    _check_arguments(sigma, fold, kernel_size, rule, batch)
+    check_options(sigma, fold, kernel_size, rule, batch)
     with torch.inference_mode(False), frozen(model):
-        like = next((p for p in [*model.parameters(), *model.buffers()] if p.is_floating_point()), None)
-        image = _prepared(image, kernel_size, like)
+        image = network_input(image, model, "lam")
+        height, width = image.shape[1:]
+        if min(height, width) < kernel_size:
+            raise HatlibError(
+                f"The image has {width}x{height} pixels, fewer than the blur's kernel of {kernel_size}x{kernel_size}: "
+                "take a larger image, or a smaller kernel_size."
+            )
         ends = torch.cat([blur_path(image, [sigma], kernel_size), image[None]])
         results = _ends(model, ends)
         found = _scale(ends, results, scale)
-        window = centre_window(*results.shape[2:]) if window is None else _checked_window(window, results)
-        start, end = edge_strength(results.double(), window).tolist()
+        height, width = results.shape[2:]
+        window = centre_window(height, width) if window is None else checked_window(window, height, width, "the output")
+        start, end = edge_strength(results.cpu().double(), window).tolist()  # not every device has float64
         sigmas = torch.linspace(sigma, 0, fold + 1, dtype=torch.float64).tolist()
         points, weights = integration(blur_path(image, sigmas, kernel_size), rule)
         step = batch or (1 if image.device.type == "cpu" else 10)
@@ -217,8 +225,9 @@ def input_gradient(model: nn.Module, x: Tensor, window: Window) -> Tensor:
         strength = _strength(model, x.clone(), window).sum()
         if not strength.requires_grad:
             raise HatlibError(f"{type(model).__name__} cuts the gradient off: its output does not depend on its input.")
-        (gradient,) = torch.autograd.grad(strength, x, allow_unused=True)
-    return torch.zeros_like(x) if gradient is None else gradient
+        # Not by `torch.autograd.grad`, which refuses a network with (reentrant) gradient checkpointing.
+        strength.backward()
+    return torch.zeros_like(x) if x.grad is None else x.grad
 
 
 def _strength(model: nn.Module, x: Tensor, window: Window) -> Tensor:
@@ -234,14 +243,40 @@ def _strength(model: nn.Module, x: Tensor, window: Window) -> Tensor:
 
 def _is_ours(model: nn.Module) -> bool:
     """Whether the network does what our networks do, with nothing overridden or hooked on."""
-    forward = getattr(model.forward, "__func__", None)
-    return forward is RestorationModel.forward and not (model._forward_hooks or model._forward_pre_hooks)
+    hooks = model._forward_hooks, model._forward_pre_hooks, model._backward_hooks, model._backward_pre_hooks
+    return getattr(model.forward, "__func__", None) is RestorationModel.forward and not any(hooks)
 
 
 def centre_window(height: int, width: int, side: int = 16) -> Window:
     """The window in the middle of an output of this size, smaller if the output is."""
     side = min(side, height, width)
     return (width - side) // 2, (height - side) // 2, side
+
+
+def checked_window(window: Window, height: int, width: int, whose: str) -> Window:
+    """The window, if it lies within `whose` image of this size, as Python's numbers; HatlibError otherwise."""
+    try:
+        left, top, side = (operator.index(value) for value in window)
+    except (TypeError, ValueError) as error:
+        raise HatlibError(f"A window is three whole numbers (x, y, size), not {window!r}.") from error
+    if side < 1 or min(left, top) < 0 or left + side > width or top + side > height:
+        raise HatlibError(
+            f"The window {left},{top},{side} (x, y, size) in output pixels does not lie within {whose}, which has "
+            f"{width}x{height} pixels."
+        )
+    return left, top, side
+
+
+def check_options(sigma: float, fold: int, kernel_size: int, rule: str, batch: int | None) -> None:
+    """Refuses, by HatlibError, options of `lam` that make no sense for any image and network."""
+    if not 0 < sigma < float("inf"):
+        raise HatlibError(f"sigma={sigma} must be a number above 0.")
+    if fold < 1 or (batch is not None and batch < 1):
+        raise HatlibError(f"fold={fold} and batch={batch} must be 1 or more.")
+    if kernel_size < 3 or kernel_size % 2 == 0:
+        raise HatlibError(f"kernel_size={kernel_size} must be an odd number, 3 or more.")
+    if rule not in RULES:
+        raise HatlibError(f"rule={rule!r} is not known; it is 'reference' or 'trapezoid'.")
 
 
 @contextmanager
@@ -256,36 +291,6 @@ def frozen(model: nn.Module) -> Iterator[None]:
         finally:
             for parameter in trained:
                 parameter.requires_grad_(True)
-
-
-def _check_arguments(sigma: float, fold: int, kernel_size: int, rule: str, batch: int | None) -> None:
-    if not 0 < sigma < float("inf"):
-        raise HatlibError(f"sigma={sigma} must be a number above 0.")
-    if fold < 1 or (batch is not None and batch < 1):
-        raise HatlibError(f"fold={fold} and batch={batch} must be 1 or more.")
-    if kernel_size < 3 or kernel_size % 2 == 0:
-        raise HatlibError(f"kernel_size={kernel_size} must be an odd number, 3 or more.")
-    if rule not in RULES:
-        raise HatlibError(f"rule={rule!r} is not known; it is 'reference' or 'trapezoid'.")
-
-
-def _prepared(image: Tensor, kernel_size: int, like: Tensor | None) -> Tensor:
-    """The image (C, h, w) as a new tensor, in the network's type and on its device."""
-    if image.ndim == 4 and len(image) == 1:
-        image = image[0]
-    if image.ndim != 3 or 0 in image.shape:
-        raise HatlibError(f"lam takes one image, (C, h, w) or (1, C, h, w), not {tuple(image.shape)}.")
-    if min(image.shape[1:]) < kernel_size:
-        height, width = image.shape[1:]
-        raise HatlibError(
-            f"The image has {width}x{height} pixels, fewer than the blur's kernel of {kernel_size}x{kernel_size}: "
-            "take a larger image, or a smaller kernel_size."
-        )
-    if image.dtype == torch.uint8:
-        image = image.float() / 255
-    if not image.is_floating_point() or not image.isfinite().all():
-        raise HatlibError(f"lam takes finite floating-point images in [0, 1] or uint8, not {image.dtype}.")
-    return image.detach().clone().to(image if like is None else like.detach())
 
 
 @torch.no_grad()
@@ -315,20 +320,6 @@ def _scale(x: Tensor, out: Tensor, said: int | None) -> int:
     return scale
 
 
-def _checked_window(window: Window, out: Tensor) -> Window:
-    height, width = out.shape[2:]
-    try:
-        left, top, side = (int(value) for value in window)
-    except (TypeError, ValueError) as error:
-        raise HatlibError(f"A window is three whole numbers (x, y, size), not {window!r}.") from error
-    if side < 1 or left < 0 or top < 0 or left + side > width or top + side > height:
-        raise HatlibError(
-            f"The window ({left}, {top}, {side}), which is (x, y, size) in output pixels, does not lie within the "
-            f"output of {width}x{height} pixels."
-        )
-    return left, top, side
-
-
 @contextmanager
 def _memory_explained() -> Iterator[None]:
     try:
@@ -336,6 +327,6 @@ def _memory_explained() -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise HatlibError(
-                "Not enough memory for the gradients: take a smaller batch, or a smaller image."
+                "Not enough memory for the attribution: take a smaller image, or a smaller batch of steps."
             ) from error
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,13 +57,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Attributes, prints the indices, writes the files; 1 if an image failed."""
+    """Attributes, prints the indices, writes the files; 1 if an image or a model failed."""
     from hatlib.analysis.compare import compare, load_subject
     from hatlib.analysis.figure import draw_lam
 
     folder = args.image.is_dir()
-    _check(args, folder)
     files = _files(args.image)
+    _check(args, folder, files.values())
     models, scale = _models(args)
     load = partial(load_subject, scale=scale, window=args.window, is_lr=args.lr, crop=args.crop)
     options = dict(
@@ -77,24 +78,31 @@ def run(args: argparse.Namespace) -> int:
             progress.update(task, completed=count, total=total)
 
         for row in compare(models, files, load, done, **options):
-            if not folder and row.error is not None:
-                raise HatlibError(row.error)
+            if not folder and not row.results:
+                raise HatlibError(row.errors[0])
             if not folder and args.output is not None:
                 draw_lam(args.output, row.results, row.subject.hr, args.alpha)
-            rows.append(_figures(row))
-    _report(args, rows, {"scale": scale, **options}, folder)
-    return 1 if any(row["error"] for row in rows) else 0
+            rows.append(_figures(row, scale))
+    _report(args, rows, {"scale": scale, "lr": args.lr, "crop": args.crop, **options}, folder)
+    return 1 if any(row["errors"] for row in rows) else 0
 
 
 def _window(text: str) -> tuple[int, int, int]:
-    x, y, side = (int(part) for part in text.split(","))
+    try:
+        x, y, side = (int(part) for part in text.split(","))
+    except ValueError:
+        x, y, side = 0, 0, 0
+    if side < 1 or min(x, y) < 0:
+        raise argparse.ArgumentTypeError(f"takes three whole numbers X,Y,SIZE, from 0 and 1 on, not {text!r}")
     return x, y, side
 
 
-def _check(args: argparse.Namespace, folder: bool) -> None:
+def _check(args: argparse.Namespace, folder: bool, files: Iterable[Path]) -> None:
     """Refuses what is wrong whatever the model: loading one takes seconds."""
+    from hatlib.analysis.lam import check_options
     from hatlib.imageio import check_output
 
+    check_options(args.sigma, args.fold, args.kernel, args.rule, args.batch)
     if args.crop is not None and args.crop < 1:
         raise HatlibError(f"--crop takes a number of pixels, 1 or more, not {args.crop}.")
     if not 0 <= args.alpha <= 1:
@@ -103,11 +111,15 @@ def _check(args: argparse.Namespace, folder: bool) -> None:
         check_output(args.output)
     if folder and args.output is not None and args.output.suffix.lower() != ".csv":
         raise HatlibError(f"A folder gives a CSV: call it '{args.output.with_suffix('.csv')}'.")
+    taken = {file.resolve() for file in files}
     for path in filter(None, (args.output, args.json)):
         if not path.parent.is_dir():
             raise HatlibError(f"Cannot write '{path}': there is no folder '{path.parent}'.")
-        if path.resolve() == args.image.resolve():
-            raise HatlibError(f"The output '{path}' is the input itself: choose another name.")
+        if path.is_dir():
+            raise HatlibError(f"Cannot write '{path}': it is a folder.")
+        if path.resolve() in taken:
+            raise HatlibError(f"The output '{path}' is an input or another output: choose another name.")
+        taken.add(path.resolve())
 
 
 def _files(image: Path) -> dict[str, Path]:
@@ -133,16 +145,20 @@ def _models(args: argparse.Namespace) -> tuple[dict[str, nn.Module], int]:
     return {name: model.to(device) for name, model in models.items()}, scale
 
 
-def _figures(row: Comparison) -> dict[str, Any]:
-    """What is told of an image; the maps are not kept."""
+def _figures(row: Comparison, scale: int) -> dict[str, Any]:
+    """What is told of an image; the maps are not kept. The window is that in the whole output."""
     values = ("di", "gini", "completeness", "difference", "gradients")
-    return {
-        "image": row.image,
-        "input": list(row.subject.lr.shape[1:]) if row.subject else None,
-        "window": list(row.subject.window) if row.subject else None,
-        "models": {name: {value: getattr(r, value) for value in values} for name, r in row.results.items()},
-        "error": row.error,
-    }
+    place = {"input": None, "origin": None, "window": None}
+    if subject := row.subject:
+        x, y, side = subject.window
+        left, top = subject.origin
+        place = {
+            "input": list(subject.lr.shape[1:]),
+            "origin": [left, top],
+            "window": [x + left * scale, y + top * scale, side],
+        }
+    models = {name: {value: getattr(r, value) for value in values} for name, r in row.results.items()}
+    return {"image": row.image, **place, "models": models, "errors": list(row.errors)}
 
 
 def _report(args: argparse.Namespace, rows: list[dict[str, Any]], options: dict[str, Any], folder: bool) -> None:
@@ -150,7 +166,7 @@ def _report(args: argparse.Namespace, rows: list[dict[str, Any]], options: dict[
     from hatlib.evaluation.report import markdown
     from hatlib.imageio.atomic import atomic_path
 
-    done = [row for row in rows if row["error"] is None]
+    done = [row for row in rows if row["models"]]
     if args.json is not None:
         with atomic_path(args.json) as temporary:
             content = json.dumps({**options, "images": rows}, indent=1, ensure_ascii=False) + "\n"
@@ -169,7 +185,8 @@ def _report(args: argparse.Namespace, rows: list[dict[str, Any]], options: dict[
         print(args.output, flush=True)
     if len({tuple(row["input"]) for row in done}) > 1:
         print("The inputs differ in size, on which diffusion indices depend: --crop makes them alike.", file=sys.stderr)
-    if failures := [row["error"] for row in rows if row["error"]]:
-        print(f"{len(failures)} of {len(rows)} images failed:", file=sys.stderr)
+    if failures := [message for row in rows for message in row["errors"]]:
+        failed = sum(bool(row["errors"]) for row in rows)
+        print(f"{failed} of {len(rows)} images failed:", file=sys.stderr)
         for message in failures:
             print(f"  {message}", file=sys.stderr)

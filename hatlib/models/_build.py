@@ -1,6 +1,7 @@
 """Building registered models as timm does, with published weights that were verified first."""
 
 import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from timm.models import build_model_with_cfg
@@ -8,9 +9,9 @@ from timm.models import build_model_with_cfg
 from hatlib.checkpoint import unwrap_state_dict
 from hatlib.errors import HatlibError, near_names
 from hatlib.models._base import RestorationModel
-from hatlib.registry import Weights, list_models, model_info, tuples
+from hatlib.registry import Weights, list_models, model_info, register_model, tuples
 
-__all__ = ["build_model"]
+__all__ = ["build_model", "register_arch"]
 
 # What timm passes to every model and a network without classes has no use for.
 _CLASSIFIER_OPTIONS = ("num_classes", "global_pool")
@@ -80,6 +81,30 @@ def build_model(cls: type[RestorationModel], arch: str, pretrained: bool = False
     if weights:
         model.loaded_weights = weights
     return model
+
+
+def register_arch(
+    cls: type[RestorationModel], name: str, scale: int, arguments: Mapping[str, Any], doc: str, task: str = "sr"
+) -> Callable[..., RestorationModel]:
+    """Registers `name`_x`scale` of a family, and gives its entry point, which belongs into the family's module.
+
+    Args:
+        cls: the class, defined in that module.
+        name: of the size.
+        scale: output size over input size.
+        arguments: constructor arguments of the size.
+        doc: what it is, for the entry point's docstring.
+        task: what the model is for.
+    """
+    arch = f"{name}_x{scale}"
+
+    def entry_point(pretrained: bool = False, **kwargs: Any) -> RestorationModel:
+        return build_model(cls, arch, pretrained, **{**arguments, **kwargs})
+
+    entry_point.__name__ = entry_point.__qualname__ = arch
+    entry_point.__module__ = cls.__module__
+    entry_point.__doc__ = f"{doc} at x{scale}; `**kwargs` go to `{cls.__name__}`."
+    return register_model(entry_point, task=task, model_class=cls, model_args={**arguments, "upscale": scale})
 
 
 def _to_model(state_dict: dict[str, Any], model: RestorationModel) -> dict[str, Any]:

@@ -71,6 +71,15 @@ class ConvModel(RestorationModel):
         self.reset_upsampler(upscale)
         self.set_grad_checkpointing(use_checkpoint)
 
+    def reset_upsampler(self, scale: int, upsampler: str | None = None) -> None:
+        """Gives the network a new, untrained head; see `RestorationModel`."""
+        if (self.upsampler if upsampler is None else upsampler) == "":
+            raise HatlibError(
+                f"{type(self).__name__} has no upsampler='', whose weights could not be told from those of "
+                "'pixelshuffle+conv' at scale 1: take that."
+            )
+        super().reset_upsampler(scale, upsampler)
+
     @classmethod
     def convert_state_dict(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """The authors' layout or BasicSR's to ours."""
@@ -99,5 +108,5 @@ def recognise_ends(published: Mapping[str, Tensor], state_dict: Mapping[str, Ten
     """
     num_feat, in_chans = state_dict["conv_first.weight"].shape[:2]
     head = recognise_head(state_dict, in_chans)
-    head["upsampler"] = head["upsampler"] or "pixelshuffle+conv"  # at scale 1 the same layers
+    head["upsampler"] = head["upsampler"] or "pixelshuffle+conv"  # the same layers at scale 1, where "" is refused
     return {"in_chans": in_chans, "num_feat": num_feat, **head, **ConvModel.told_by_weights(published)}

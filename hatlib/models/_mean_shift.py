@@ -63,19 +63,32 @@ def with_mean_shift(
 ) -> dict[str, Tensor]:
     """Weights with the convolutions; without, where they would do nothing.
 
+    Their network sees images in [0, 1] where `img_range` is 1, and in [0, 255] otherwise.
+
     Args:
         state_dict: the weights.
         img_range: of the network.
         mean: of the network.
         same_channels: whether the network adds the mean again.
+
+    Raises:
+        HatlibError: if the layout can't express them.
     """
     if img_range == 1 and not any(mean):
         return dict(state_dict)
     like = next(iter(state_dict.values()))
-    eye, shift = torch.eye(len(mean)).to(like)[:, :, None, None], (torch.tensor(mean).double() * img_range).to(like)
-    before = {f"{_BEFORE}.weight": eye, f"{_BEFORE}.bias": -shift}
-    after = {f"{_AFTER}.weight": eye.clone(), f"{_AFTER}.bias": shift} if same_channels else {}
-    return {**before, **after, **state_dict}
+    seen = 1 if img_range == 1 else 255
+    if img_range != seen and not same_channels:
+        raise HatlibError(
+            f"The layout has no place for img_range={img_range} of a network that does not add the mean again: only 1 "
+            "and 255 can be written."
+        )
+    eye = torch.eye(len(mean), dtype=torch.float64)[:, :, None, None]
+    mean = torch.tensor(mean).double()
+    before = {f"{_BEFORE}.weight": eye * (img_range / seen), f"{_BEFORE}.bias": -mean * img_range}
+    after = {f"{_AFTER}.weight": eye * (seen / img_range), f"{_AFTER}.bias": mean * seen} if same_channels else {}
+    shifts = {name: value.to(like) for name, value in (before | after).items()}
+    return {**shifts, **state_dict}
 
 
 def _has(state_dict: Mapping[str, Tensor], name: str) -> bool:

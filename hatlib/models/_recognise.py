@@ -1,4 +1,4 @@
-"""What the shapes of weights tell of constructor arguments, for families of window attention with the common heads."""
+"""What the shapes of weights tell of constructor arguments, for families with the common heads."""
 
 import math
 import re

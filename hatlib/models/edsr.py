@@ -4,17 +4,17 @@ Residual blocks without normalisation, a skip around them, and a pixel shuffle. 
 and BasicSR's are read; the authors' is written.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from hatlib.blocks import ResBlock, run_block
-from hatlib.models._build import build_model
+from hatlib.models._build import register_arch
 from hatlib.models._conv import BASICSR, ORIGINAL, ConvModel, recognise_ends
 from hatlib.models._keys import KeyTable
 from hatlib.models._recognise import numbered
-from hatlib.registry import register_model, register_recognition
+from hatlib.registry import register_recognition
 
 __all__ = ["EDSR"]
 
@@ -116,16 +116,6 @@ _SIZES: dict[str, dict[str, Any]] = {
 # What shrinks any of the models above for tests that go through the whole registry.
 tiny_overrides: dict[str, Any] = dict(num_feat=8, num_block=3)
 
-
-def _register(size: str, scale: int) -> Callable[..., EDSR]:
-    def entry_point(pretrained: bool = False, **kwargs: Any) -> EDSR:
-        return build_model(EDSR, f"{size}_x{scale}", pretrained, **{**_SIZES[size], **kwargs})
-
-    entry_point.__name__ = entry_point.__qualname__ = f"{size}_x{scale}"
-    entry_point.__doc__ = f"{size.upper().replace('_', '-')} at x{scale}; `**kwargs` go to `EDSR`."
-    return register_model(entry_point, model_class=EDSR, model_args={**_SIZES[size], "upscale": scale})
-
-
 for _size in _SIZES:
     for _scale in (2, 3, 4):
-        globals()[f"{_size}_x{_scale}"] = _register(_size, _scale)
+        globals()[f"{_size}_x{_scale}"] = register_arch(EDSR, _size, _scale, _SIZES[_size], _size.upper())

@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from hatlib.blocks import RHAG, overlap_relative_position_index, overlap_window_size, relative_position_index
-from hatlib.models._build import build_model
+from hatlib.models._build import register_arch
 from hatlib.models._hat_weights import pretrained as published
 from hatlib.models._recognise import divisor, numbered, recognise_head, refuse_ape, residual_kind, side, widening
 from hatlib.models._window import WindowModel
-from hatlib.registry import register_model, register_recognition
+from hatlib.registry import register_recognition
 
 __all__ = ["HAT"]
 
@@ -198,16 +198,6 @@ tiny_overrides: dict[str, Any] = dict(
     embed_dim=12, depths=(2, 2), num_heads=(2, 2), window_size=8, squeeze_factor=4, compress_ratio=3, num_feat=8
 )
 
-
-def _register(size: str, scale: int) -> Callable[..., HAT]:
-    def entry_point(pretrained: bool = False, **kwargs: Any) -> HAT:
-        return build_model(HAT, f"{size}_x{scale}", pretrained, **{**_SIZES[size], **kwargs})
-
-    entry_point.__name__ = entry_point.__qualname__ = f"{size}_x{scale}"
-    entry_point.__doc__ = f"{size.upper().replace('_', '-')} at x{scale}; `**kwargs` go to `HAT`."
-    return register_model(entry_point, model_class=HAT, model_args={**_SIZES[size], "upscale": scale})
-
-
 for _size, _scales in _SCALES.items():
     for _scale in _scales:
-        globals()[f"{_size}_x{_scale}"] = _register(_size, _scale)
+        globals()[f"{_size}_x{_scale}"] = register_arch(HAT, _size, _scale, _SIZES[_size], _size.upper())

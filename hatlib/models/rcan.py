@@ -4,17 +4,17 @@ Residual groups of residual channel attention blocks, within a skip around them 
 key layout (that of EDSR-PyTorch) and BasicSR's are read; the authors' is written.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from hatlib.blocks import ResidualGroup
-from hatlib.models._build import build_model
+from hatlib.models._build import register_arch
 from hatlib.models._conv import BASICSR, ORIGINAL, ConvModel, recognise_ends
 from hatlib.models._keys import KeyTable
 from hatlib.models._recognise import divisor, numbered
-from hatlib.registry import register_model, register_recognition
+from hatlib.registry import register_recognition
 
 __all__ = ["RCAN"]
 
@@ -125,15 +125,5 @@ def recognise(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
 # What shrinks any of the models below for tests that go through the whole registry.
 tiny_overrides: dict[str, Any] = dict(num_feat=8, num_group=2, num_block=2, squeeze_factor=4)
 
-
-def _register(scale: int) -> Callable[..., RCAN]:
-    def entry_point(pretrained: bool = False, **kwargs: Any) -> RCAN:
-        return build_model(RCAN, f"rcan_x{scale}", pretrained, **kwargs)
-
-    entry_point.__name__ = entry_point.__qualname__ = f"rcan_x{scale}"
-    entry_point.__doc__ = f"RCAN at x{scale}; `**kwargs` go to `RCAN`."
-    return register_model(entry_point, model_class=RCAN, model_args={"upscale": scale})
-
-
 for _scale in (2, 3, 4, 8):
-    globals()[f"rcan_x{_scale}"] = _register(_scale)
+    globals()[f"rcan_x{_scale}"] = register_arch(RCAN, "rcan", _scale, {}, "RCAN")

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from hatlib.blocks import RSTB, WindowAttention, relative_position_index
 from hatlib.blocks.window import shifted_window_regions, window_kinds
-from hatlib.models._build import build_model
+from hatlib.models._build import register_arch
 from hatlib.models._recognise import numbered, recognise_head, refuse_ape, residual_kind, side, widening
 from hatlib.models._weights import on_benchmarks
 from hatlib.models._window import WindowModel
-from hatlib.registry import Weights, register_model, register_recognition
+from hatlib.registry import Weights, register_recognition
 
 __all__ = ["SwinIR"]
 
@@ -241,16 +241,8 @@ _NETWORKS: list[tuple[str, str, tuple[int, ...], dict[str, Any]]] = [
 # What shrinks any of the models above for tests that go through the whole registry.
 tiny_overrides: dict[str, Any] = dict(embed_dim=12, depths=(2, 2), num_heads=(2, 2), num_feat=8)
 
-
-def _register(name: str, task: str, scale: int, arguments: dict[str, Any]) -> Callable[..., SwinIR]:
-    def entry_point(pretrained: bool = False, **kwargs: Any) -> SwinIR:
-        return build_model(SwinIR, f"{name}_x{scale}", pretrained, **{**arguments, **kwargs})
-
-    entry_point.__name__ = entry_point.__qualname__ = f"{name}_x{scale}"
-    entry_point.__doc__ = f"SwinIR for the task {task!r} at x{scale}; `**kwargs` go to `SwinIR`."
-    return register_model(entry_point, task=task, model_class=SwinIR, model_args={**arguments, "upscale": scale})
-
-
 for _name, _task, _scales, _arguments in _NETWORKS:
     for _scale in _scales:
-        globals()[f"{_name}_x{_scale}"] = _register(_name, _task, _scale, _arguments)
+        globals()[f"{_name}_x{_scale}"] = register_arch(
+            SwinIR, _name, _scale, _arguments, f"SwinIR for the task {_task!r}", _task
+        )
