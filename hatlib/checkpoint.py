@@ -193,17 +193,35 @@ def load_weights(
     own = dict(getattr(model, "_arguments", {}))  # as they were before the weights brought a mean with them
     state_dict = read_state_dict(path)
     report = load_state_dict(model, state_dict, str(path), strict=strict, adapt=adapt, skip=skip)
-    told = model.told_by_weights(state_dict) if hasattr(model, "told_by_weights") else {}
-    told = {name: tuples(value) for name, value in {**told, **read_header(path).get("model_args", {})}.items()}
-    names = [name for name in getattr(model, "not_in_weights", ()) if name in told.keys() & own.keys()]
-    if differing := [name for name in names if told[name] != tuples(own[name])]:
-        values = ", ".join(f"{name}={told[name]}" for name in differing)
+    if differing := told_otherwise(model, own, path, state_dict):
         warnings.warn(
-            f"{Path(path).name} is for a network with {values}, but the model has "
-            f"{', '.join(f'{name}={own[name]}' for name in differing)}; load_checkpoint reads them from the file.",
+            f"{Path(path).name} is for a network with {listed(differing)}, but the model has "
+            f"{listed({name: own[name] for name in differing})}; load_checkpoint reads them from the file.",
             stacklevel=2,
         )
     return report
+
+
+def told_otherwise(
+    model: nn.Module, own: Mapping[str, Any], path: str | Path, state_dict: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Constructor arguments that no shape of a weight tells, where a file tells others than those of the model.
+
+    Args:
+        model: the model.
+        own: its constructor arguments.
+        path: the weight file.
+        state_dict: what is in it.
+    """
+    told = model.told_by_weights(state_dict) if hasattr(model, "told_by_weights") else {}
+    told = {name: tuples(value) for name, value in {**told, **read_header(path).get("model_args", {})}.items()}
+    names = [name for name in getattr(model, "not_in_weights", ()) if name in told.keys() & own.keys()]
+    return {name: told[name] for name in names if told[name] != tuples(own[name])}
+
+
+def listed(arguments: Mapping[str, Any]) -> str:
+    """Arguments as they stand in a call."""
+    return ", ".join(f"{name}={value}" for name, value in arguments.items())
 
 
 def load_state_dict(

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hatlib.checkpoint import SUFFIXES, load_state_dict, read_state_dict
+from hatlib.checkpoint import SUFFIXES, listed, load_state_dict, read_state_dict, told_otherwise
 from hatlib.download import fetch_weights
 from hatlib.errors import HatlibError
 from hatlib.factory import create_model
@@ -50,7 +50,8 @@ def _load(model: nn.Module, init: str) -> str:
         if info.weights is None:
             raise HatlibError(f"There are no pretrained weights for {init!r} to start from (model.init).")
         file = fetch_weights(info.weights)
-    weights = model.convert_state_dict(read_state_dict(file))
+    own, published = dict(getattr(model, "_arguments", {})), read_state_dict(file)
+    weights = model.convert_state_dict(published)
     report = load_state_dict(model, weights, init, strict=False, adapt=True)
     head = tuple(model.get_head()) if hasattr(model, "get_head") else ()
     differing = (*report.missing, *report.mismatched, *report.unexpected)
@@ -59,8 +60,15 @@ def _load(model: nn.Module, init: str) -> str:
             f"{init!r} (model.init) does not fit {type(model).__name__} as it was configured, beyond its head: "
             f"{len(odd)} parameters, such as {odd[0]}. Start from weights of the same size."
         )
-    own = model.state_dict()
-    fitted = [name for name in report.loaded if name in weights and weights[name].shape != own[name].shape]
+    # The mean comes along with the weights.
+    others = {n: v for n, v in told_otherwise(model, own, file, published).items() if n != "mean"}
+    if others:
+        raise HatlibError(
+            f"{init!r} (model.init) is for a network with {listed(others)}, which its weights alone do not tell: say "
+            "so in model.args."
+        )
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    fitted = [name for name in report.loaded if name in weights and weights[name].shape != shapes[name]]
     changes = [
         (names, what)
         for names, what in (
