@@ -312,8 +312,8 @@ class RestorationModel(PretrainedModel):
 
 
 def _waste(size: float) -> float:
-    """How much the C library's allocator takes for tensors of `size` bytes: it maps those over 32 MiB one by one."""
-    return 1.0 if size > 32 * 2**20 else 1.25
+    """How much the C library's allocator takes for tensors of `size` bytes: it maps those from 32 MiB on one by one."""
+    return 1.0 if size >= 32 * 2**20 else 1.25
 
 
 def crop(x: Tensor, height: int, width: int) -> Tensor:
