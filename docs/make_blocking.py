@@ -25,13 +25,13 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="figure to write")
     args = parser.parse_args()
     check_output(args.output)
-    features = {}
+    images, features = [read_rgb(image) for image in args.images], {}
     print("| model | group | at borders | at half | elsewhere |\n|---|---|---|---|---|")
     for row in resolve_models(args.models or ["hat_t_x4"])[0][1:]:
         window = args.window or window_of(row.model)
         if window == 1:
             raise HatlibError(f"{row.name} has no windows: say where to look for their borders, as --window 16.")
-        maps = [feature_maps(row.model, read_rgb(image)) for image in args.images]
+        maps = [feature_maps(row.model, image) for image in images]
         features[row.name] = maps[0], window
         for i, group in enumerate(zip(*maps, strict=True), 1):
             found = [blocking_ratio(feature, window) for feature in group]
