@@ -3,7 +3,7 @@
     python -m benchmarks.compare                      # sizes 64 and 128, float32: a few minutes on two cores
     python -m benchmarks.compare --full --docs docs/performance.md
 
-Times are taken in turns within one process, and ratios are medians of neighbouring runs; peaks of memory in a process
+Times are taken in turns within one process, and ratios are medians of neighboring runs; peaks of memory in a process
 each, above what model and input take. On the CPU each is done twice: with the system allocator as it comes, and told
 to keep freed memory instead of handing it back.
 """

@@ -13,7 +13,7 @@ from hatlib.data import read_rgb
 from hatlib.errors import HatlibError
 from hatlib.evaluation import resolve_models
 from hatlib.imageio import check_output
-from hatlib.inference.runner import window_of
+from hatlib.inference.runner import tile_multiple
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     images, features = [read_rgb(image) for image in args.images], {}
     print("| model | group | at borders | at half | elsewhere |\n|---|---|---|---|---|")
     for row in resolve_models(args.models or ["hat_t_x4"])[0][1:]:
-        window = args.window or window_of(row.model)
+        window = args.window or tile_multiple(row.model)
         if window == 1:
             raise HatlibError(f"{row.name} has no windows: say where to look for their borders, as --window 16.")
         maps = [feature_maps(row.model, image) for image in images]

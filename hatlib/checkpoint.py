@@ -1,14 +1,13 @@
-"""Weight files: read without running code, unwrapped, recognised, verified, written.
+"""Weight files: read without running code, unwrapped, detected, verified, written.
 
 A .safetensors file that hatlib writes carries the constructor arguments in its header; of any other file, the families
-recognise what its shapes tell.
+detect what its shapes tell.
 """
 
 import hashlib
 import inspect
 import json
 import logging
-import os
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,15 +18,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from hatlib.errors import HatlibError
-from hatlib.registry import find_arch, known_hashes, recognise, registered_build, tuples
+from hatlib.atomic import atomic_path
+from hatlib.errors import HatlibError, first_line
+from hatlib.registry import detect, find_arch, known_hashes, registered_build, to_tuples
 
 __all__ = [
     "LoadReport",
-    "load_checkpoint",
+    "UnknownArchitectureError",
+    "load_detected",
     "load_weights",
     "read_state_dict",
     "sha256",
@@ -35,7 +36,7 @@ __all__ = [
     "write_state_dict",
 ]
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 # Where training codes keep the averaged weights, and the others.
 EMA_WRAPPERS = ("params_ema", "params-ema")
 WRAPPERS = ("params", "state_dict", "model_state_dict", "model")
@@ -45,6 +46,10 @@ PREFIXES = ("module.", "_orig_mod.")
 HEADER = "hatlib"
 
 _logger = logging.getLogger(__name__)
+
+
+class UnknownArchitectureError(HatlibError):
+    """Weights that do not belong to any registered family."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +77,9 @@ class LoadReport:
 
     def __str__(self) -> str:
         parts = [
-            _listed("missing", self.missing),
-            _listed("not known", self.unexpected),
-            _listed("of another shape", self.mismatched),
+            _count_names("missing", self.missing),
+            _count_names("not known", self.unexpected),
+            _count_names("of another shape", self.mismatched),
         ]
         return "; ".join(filter(None, parts)) or f"all {len(self.loaded)} keys loaded"
 
@@ -156,19 +161,19 @@ def write_state_dict(
         HatlibError: if it can't be written.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state_dict.items()}
     try:
-        if path.suffix == ".safetensors":
-            # transformers insists on the format.
-            save_file(tensors, part, {"format": "pt", **({HEADER: json.dumps(header)} if header else {})})
-        else:
-            torch.save({"params_ema": tensors}, part)
-        os.replace(part, path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise HatlibError(f"Cannot write {str(path)!r}: {error}.") from error
-    finally:
-        part.unlink(missing_ok=True)
+        with atomic_path(path) as temporary:
+            if path.suffix == ".safetensors":
+                # transformers requires the key "format".
+                metadata = {"format": "pt", **({HEADER: json.dumps(header)} if header else {})}
+                # Not save_file: it replaces the file by one that only its owner can read.
+                temporary.write_bytes(save(tensors, metadata))
+            else:
+                with temporary.open("wb") as file:
+                    torch.save({"params_ema": tensors}, file)
+    except (RuntimeError, SafetensorError) as error:
+        raise HatlibError(f"Cannot write '{path}': {first_line(error)}.") from error
 
 
 def load_weights(
@@ -193,16 +198,16 @@ def load_weights(
     own = dict(getattr(model, "_arguments", {}))  # as they were before the weights brought a mean with them
     state_dict = read_state_dict(path)
     report = load_state_dict(model, state_dict, str(path), strict=strict, adapt=adapt, skip=skip)
-    if differing := told_otherwise(model, own, path, state_dict):
+    if differing := conflicting_arguments(model, own, path, state_dict):
         warnings.warn(
-            f"{Path(path).name} is for a network with {listed(differing)}, but the model has "
-            f"{listed({name: own[name] for name in differing})}; load_checkpoint reads them from the file.",
+            f"{Path(path).name} is for a network with {format_arguments(differing)}, but the model has "
+            f"{format_arguments({name: own[name] for name in differing})}; load_checkpoint reads them from the file.",
             stacklevel=2,
         )
     return report
 
 
-def told_otherwise(
+def conflicting_arguments(
     model: nn.Module, own: Mapping[str, Any], path: str | Path, state_dict: Mapping[str, Tensor]
 ) -> dict[str, Any]:
     """Constructor arguments that no shape of a weight tells, where a file tells others than those of the model.
@@ -213,13 +218,15 @@ def told_otherwise(
         path: the weight file.
         state_dict: what is in it.
     """
-    told = model.told_by_weights(state_dict) if hasattr(model, "told_by_weights") else {}
-    told = {name: tuples(value) for name, value in {**told, **read_header(path).get("model_args", {})}.items()}
-    names = [name for name in getattr(model, "not_in_weights", ()) if name in told.keys() & own.keys()]
-    return {name: told[name] for name in names if told[name] != tuples(own[name])}
+    recorded = model.infer_from_layout(state_dict) if hasattr(model, "infer_from_layout") else {}
+    recorded = {
+        name: to_tuples(value) for name, value in {**recorded, **read_header(path).get("model_args", {})}.items()
+    }
+    names = [name for name in getattr(model, "unrecoverable_args", ()) if name in recorded.keys() & own.keys()]
+    return {name: recorded[name] for name in names if recorded[name] != to_tuples(own[name])}
 
 
-def listed(arguments: Mapping[str, Any]) -> str:
+def format_arguments(arguments: Mapping[str, Any]) -> str:
     """Arguments as they stand in a call."""
     return ", ".join(f"{name}={value}" for name, value in arguments.items())
 
@@ -283,52 +290,44 @@ def _as_it_was_on_error(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def load_checkpoint(
-    path: str | Path, *, ema: bool | None = None, dtype: torch.dtype | str | None = None, **overrides: Any
-) -> nn.Module:
-    """Builds the network that a weight file belongs to, and loads it; gives it in eval mode.
-
-    The family and every constructor argument that shapes tell are recognised. What weights can't tell (for HAT
-    conv_scale, img_range, mean and qk_scale) is read from the header of a file of hatlib's, or else has the published
-    values, and a warning says so, unless the file is a published one. A network of no family of ours is left to
-    spandrel (the extra `spandrel`) and comes as a `hatlib.foreign.ForeignModel`.
-
-    Args:
-        path: .safetensors, .pth, .pt, .ckpt or .bin.
-        ema: see `read_state_dict`.
-        dtype: type of the weights; float32 if None, as in the file if 'auto'.
-        **overrides: constructor arguments that are known better.
-
-    Raises:
-        HatlibError: if the file can't be read, or nobody recognises it.
-    """
-    model, saved_dtype = load_recognised(path, ema, True, overrides)
-    return model.to(dtype=saved_dtype if dtype == "auto" else dtype).eval()
-
-
-def load_recognised(
+def load_detected(
     path: str | Path, ema: bool | None, strict: bool, overrides: Mapping[str, Any]
 ) -> tuple[nn.Module, torch.dtype | None]:
-    """`load_checkpoint` in float32, and the type of the file's weights; `strict` as in `load_weights`."""
+    """Builds the network that a weight file belongs to and loads it in float32.
+
+    Args:
+        path: the weight file.
+        ema: as in `read_state_dict`.
+        strict: as in `load_weights`.
+        overrides: constructor arguments that replace the detected ones.
+
+    Returns:
+        The model in eval mode, and the type of the file's weights.
+
+    Raises:
+        UnknownArchitectureError: if no family of hatlib has these weights.
+        HatlibError: if the file cannot be read or does not fit.
+    """
     state_dict = read_state_dict(path, ema)
     header = read_header(path)
-    found = recognise(state_dict)
+    found = detect(state_dict)
     if found is None and "architecture" not in header:
-        from hatlib.foreign import load_foreign
-
-        return load_foreign(state_dict, str(path), dict(overrides)), None
-    told = {**(found[1] if found else {}), **header.get("model_args", {})}
-    arguments = {**told, **overrides}
+        raise UnknownArchitectureError(
+            f"{str(path)!r} does not belong to an architecture of hatlib; hatlib.load_checkpoint loads it if spandrel "
+            "knows the architecture."
+        )
+    detected = {**(found[1] if found else {}), **header.get("model_args", {})}
+    arguments = {**detected, **overrides}
     assumed: dict[str, Any] = {}
     if not (arch := header.get("architecture", "")):
-        arch, same = find_arch(found[0], arguments, getattr(found[0], "not_of_the_network", ()))
+        arch, same = find_arch(found[0], arguments, getattr(found[0], "training_only_args", ()))
         if not same:  # it is built through an arch that may have values of its own for what weights don't tell
             parameters = inspect.signature(found[0]).parameters
-            assumed = {n: parameters[n].default for n in getattr(found[0], "not_in_weights", ()) if n in parameters}
-    model = registered_build(arch, {**assumed, **told}, overrides) if arch else found[0](**arguments)
+            assumed = {n: parameters[n].default for n in getattr(found[0], "unrecoverable_args", ()) if n in parameters}
+    model = registered_build(arch, {**assumed, **detected}, overrides) if arch else found[0](**arguments)
     adapt = bool(overrides.keys() & {"in_chans", "out_chans"})
     report = load_state_dict(model, state_dict, str(path), strict=strict, adapt=adapt)
-    guessed = [name for name in getattr(model, "not_in_weights", ()) if name not in arguments]
+    guessed = [name for name in getattr(model, "unrecoverable_args", ()) if name not in arguments]
     if guessed and sha256(path) not in known_hashes():
         values = ", ".join(f"{name}={model.config['model_args'][name]}" for name in guessed)
         warnings.warn(
@@ -370,5 +369,5 @@ def _unreadable(path: Path, error: OSError) -> HatlibError:
     return HatlibError(f"{str(path)!r} can't be read: {error.strerror or error}.")
 
 
-def _listed(what: str, names: tuple[str, ...]) -> str:
+def _count_names(what: str, names: tuple[str, ...]) -> str:
     return f"{len(names)} keys {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})" if names else ""

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["HatlibError", "described", "first_line", "near_names"]
+__all__ = ["HatlibError", "describe_error", "first_line", "similar_names"]
 
 
 class HatlibError(ValueError):
@@ -15,12 +15,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
 
 
-def described(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An exception that nobody foresaw, for our sentences: its class and, if it says anything, its first line."""
     return type(error).__name__ + (f": {first_line(error)}" if str(error).strip() else "")
 
 
-def near_names(name: str, known: Iterable[str], n: int = 5) -> str:
+def similar_names(name: str, known: Iterable[str], n: int = 5) -> str:
     """A phrase for error messages: the `n` known names nearest to `name`, or an empty string if none is near."""
     near = difflib.get_close_matches(name, list(known), n=n, cutoff=0.5)
     return f" Did you mean {', '.join(near)}?" if near else ""

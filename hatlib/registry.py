@@ -21,20 +21,20 @@ from timm.models import generate_default_cfgs, model_entrypoint
 from timm.models import register_model as timm_register_model
 from torch import Tensor, nn
 
-from hatlib.errors import HatlibError, near_names
+from hatlib.errors import HatlibError, similar_names
 
 __all__ = [
     "ModelInfo",
     "Weights",
     "list_models",
     "model_info",
+    "register_detector",
     "register_model",
-    "register_recognition",
     "split_name",
 ]
 
 EntryPoint = Callable[..., nn.Module]
-Recognition = Callable[[Mapping[str, Tensor]], dict[str, Any] | None]
+Detector = Callable[[Mapping[str, Tensor]], dict[str, Any] | None]
 
 PLUGIN_GROUP = "hatlib.models"
 
@@ -103,7 +103,7 @@ class ModelInfo:
 
 
 _models: dict[str, ModelInfo] = {}
-_recognitions: dict[type[nn.Module], Recognition] = {}
+_detectors: dict[type[nn.Module], Detector] = {}
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -132,7 +132,7 @@ def register_model(
         family: the part of the name before the first underscore if not given.
         task: what the model is for.
         model_class: what `fn` builds, so that an instance made without a name finds it.
-        model_args: the constructor arguments that make the arch, so that weights are recognised as its own.
+        model_args: the constructor arguments that make the arch, so that weights are detected as its own.
 
     Raises:
         HatlibError: if the name tells no scale and none is given.
@@ -169,24 +169,24 @@ def register_model(
     return fn
 
 
-def register_recognition(cls: type[nn.Module]) -> Callable[[Recognition], Recognition]:
-    """Registers how weights of a class are recognised, for `hatlib.load_checkpoint`.
+def register_detector(cls: type[nn.Module]) -> Callable[[Detector], Detector]:
+    """Registers how weights of a class are detected, for `hatlib.load_checkpoint`.
 
     The decorated function takes a state dict in any layout of the family, and gives the constructor arguments that
     the weights tell, or None if they are not of this family.
     """
 
-    def register(fn: Recognition) -> Recognition:
-        _recognitions[cls] = fn
+    def register(fn: Detector) -> Detector:
+        _detectors[cls] = fn
         return fn
 
     return register
 
 
-def recognise(state_dict: Mapping[str, Tensor]) -> tuple[type[nn.Module], dict[str, Any]] | None:
+def detect(state_dict: Mapping[str, Tensor]) -> tuple[type[nn.Module], dict[str, Any]] | None:
     """The class that has these weights, and the constructor arguments that they tell; None if no family knows them."""
     discover_plugins()
-    for cls, recognition in _recognitions.items():
+    for cls, recognition in _detectors.items():
         if (arguments := recognition(state_dict)) is not None:
             return cls, arguments
     return None
@@ -205,7 +205,7 @@ def find_arch(cls: type[nn.Module], arguments: Mapping[str, Any], ignore: tuple[
     """
     infos = sorted((i for i in _models.values() if i.model_class is cls), key=lambda i: (len(i.arch), i.arch))
     defaults = {p.name: p.default for p in inspect.signature(cls).parameters.values()}
-    relevant = {name: tuples(value) for name, value in arguments.items() if name not in ignore}
+    relevant = {name: to_tuples(value) for name, value in arguments.items() if name not in ignore}
     for info in infos:
         own = {**defaults, **info.model_args}
         if all(name in own and own[name] == value for name, value in relevant.items()):
@@ -255,7 +255,7 @@ def model_info(name: str) -> ModelInfo:
             f"Unknown model {name!r}. A repository of the Hub is 'hf-hub:{name}', a folder 'local-dir:...'."
         )
     if arch not in _models:
-        raise HatlibError(f"Unknown model {arch!r}.{near_names(arch, _models)} hatlib.list_models() lists all.")
+        raise HatlibError(f"Unknown model {arch!r}.{similar_names(arch, _models)} hatlib.list_models() lists all.")
     info = _models[arch]
     if not tag:
         return info
@@ -335,9 +335,9 @@ def timm_cfg(weights: Weights | None = None, in_chans: int = 3) -> dict[str, Any
     return cfg
 
 
-def tuples(value: Any) -> Any:
+def to_tuples(value: Any) -> Any:
     """Lists, such as JSON gives, as tuples."""
-    return tuple(map(tuples, value)) if isinstance(value, (list, tuple)) else value
+    return tuple(map(to_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _natural_key(name: str) -> list[Any]:

@@ -13,7 +13,7 @@ def tiny_overrides(arch: str) -> dict:
     return dict(sys.modules[hatlib.model_info(arch).module].tiny_overrides)
 
 
-def randomise(model: torch.nn.Module, seed: int = 0, std: float = 0.05) -> torch.nn.Module:
+def randomize(model: torch.nn.Module, seed: int = 0, std: float = 0.05) -> torch.nn.Module:
     """Moves all parameters away from their initial values, so that no branch hides behind a zero or a one."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -50,17 +50,17 @@ def arch(request) -> str:
 @pytest.fixture
 def tiny(arch) -> torch.nn.Module:
     """Each of these, shrunk, with random weights, in eval mode."""
-    return randomise(hatlib.create_model(arch, **tiny_overrides(arch))).eval()
+    return randomize(hatlib.create_model(arch, **tiny_overrides(arch))).eval()
 
 
 @pytest.fixture
 def tiny_hat() -> torch.nn.Module:
     """A small x2 HAT with random weights, in eval mode."""
-    return randomise(hatlib.create_model("hat_s_x2", **tiny_overrides("hat_s_x2"))).eval()
+    return randomize(hatlib.create_model("hat_s_x2", **tiny_overrides("hat_s_x2"))).eval()
 
 
 @pytest.fixture(params=["hat_s_x2", "swinir_m_jpeg_gray_x1", "rcan_x3", "edsr_x2"])
 def tiny_of_each_family(request) -> torch.nn.Module:
     """What differs in a traced graph, shrunk as far as it goes, with random weights, in eval mode."""
     less = dict(depths=(2,), num_heads=(2,)) if request.param.startswith("swinir") else {}
-    return randomise(hatlib.create_model(request.param, **{**tiny_overrides(request.param), **less})).eval()
+    return randomize(hatlib.create_model(request.param, **{**tiny_overrides(request.param), **less})).eval()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import randomise, tiny_overrides
+from conftest import randomize, tiny_overrides
 from torch import nn
 
 import hatlib
@@ -81,7 +81,7 @@ def test_maps_of_8_bit_images_and_what_has_none(tiny_hat):
 
 
 def test_figure(tmp_path):
-    model = randomise(hatlib.create_model("hat_s_x2", **tiny_overrides("hat_s_x2")))
+    model = randomize(hatlib.create_model("hat_s_x2", **tiny_overrides("hat_s_x2")))
     maps = feature_maps(model, torch.rand(3, 32, 40))
     draw_features(tmp_path / "one.png", {"hat": (maps, 8)})
     draw_features(tmp_path / "two.png", {"hat": (maps, 8), "again": (maps[:1], 8)})

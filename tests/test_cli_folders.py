@@ -208,7 +208,7 @@ def test_options_reach_the_upscaler(tmp_path, upscale):
         assert np.abs(results[name].astype(int) - results["plain"]).mean() < 20
 
 
-def test_checkpoints_are_recognised(tmp_path, checkpoint, capsys):
+def test_checkpoints_are_detected(tmp_path, checkpoint, capsys):
     photo(tmp_path / "a.png")
     assert main(["upscale", str(tmp_path / "a.png"), "--checkpoint", checkpoint, "--device", "cpu"]) == 0
     assert capsys.readouterr().err.startswith("note: ")
@@ -289,7 +289,7 @@ def test_leftovers_of_the_killed_go_and_those_of_the_living_stay(tmp_path, upsca
     photo(tmp_path / "in" / "a.png")
     (tmp_path / "in_x4" / ".hatlib-0.part").write_bytes(b"half")
     code = (
-        "import sys; from pathlib import Path; from hatlib.imageio.atomic import atomic_path\n"
+        "import sys; from pathlib import Path; from hatlib.atomic import atomic_path\n"
         "with atomic_path(Path(sys.argv[1])) as part: print(part, flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "in_x4" / "b.png")]

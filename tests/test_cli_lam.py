@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 
 import hatlib
 from hatlib.analysis import draw_lam, lam
-from hatlib.analysis.compare import Bicubic, load_subject, mean_ranks
+from hatlib.analysis.comparison import Bicubic, load_input, mean_ranks
 from hatlib.cli import main
 from hatlib.data import imresize, read_rgb
 from hatlib.imageio import read_image
@@ -109,20 +109,20 @@ def test_window_is_in_output_pixels(folder):
 
 
 def test_lr_and_crop(folder):
-    whole = load_subject("Four/ant.png", 2, (10, 22, 6), is_lr=True)
+    whole = load_input("Four/ant.png", 2, (10, 22, 6), is_lr=True)
     assert whole.hr is None and torch.equal(whole.lr, read_rgb("Four/ant.png")) and whole.window == (10, 22, 6)
-    part = load_subject("Four/ant.png", 2, (10, 32, 6), is_lr=True, crop=16)
+    part = load_input("Four/ant.png", 2, (10, 32, 6), is_lr=True, crop=16)
     # The middle of the window is input pixel (6, 17): columns from 0, as far left as it goes, and rows from 17 - 8.
     assert torch.equal(part.lr, whole.lr[:, 9:25, :16]) and part.window == (10, 32 - 2 * 9, 6)
-    made = load_subject("Four/ant.png", 2, (32, 20, 8), crop=12)
+    made = load_input("Four/ant.png", 2, (32, 20, 8), crop=12)
     hr = read_rgb("Four/ant.png")
     assert torch.equal(made.hr, hr[:, 12:36, 24:48]) and torch.equal(made.lr, imresize(made.hr, 0.5))
     x, y, side = made.window
     assert torch.equal(made.hr[:, y : y + side, x : x + side], hr[:, 20:28, 32:40]) and made.origin == (12, 6)
     # A window nearly as large as the part, whose middle rounds away from it.
-    assert load_subject("Four/ant.png", 2, (5, 3, 15), crop=8).origin == (2, 1)
+    assert load_input("Four/ant.png", 2, (5, 3, 15), crop=8).origin == (2, 1)
     with pytest.raises(hatlib.HatlibError, match="no room for a window of 16"):
-        load_subject("Four/ant.png", 2, (5, 3, 16), crop=8)
+        load_input("Four/ant.png", 2, (5, 3, 16), crop=8)
     assert run("Four/ant.png", "--lr", "--crop", 16, "-o", "lr.png", models=["wide"]) == 0
     assert read_image("lr.png").pixels.shape[2] == 3
     assert run("Four/ant.png", "--window", "32,20,8", "--crop", 12, "--json", "out.json", models=["wide"]) == 0
@@ -215,7 +215,7 @@ def test_bicubic_and_the_shipped_model(folder, capsys):
 
 
 def test_figure(tmp_path):
-    """The rows, the colours of a known map, the frames; results of different windows are refused."""
+    """The rows, the colors of a known map, the frames; results of different windows are refused."""
     image = torch.zeros(3, 16, 16)
     image[:, 5:9, 6:10] = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
     result = lam(Bicubic(2), image, (10, 10, 8), fold=3)

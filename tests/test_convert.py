@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import randomise, tiny_overrides
+from conftest import randomize, tiny_overrides
 from spandrel import ModelLoader
 
 from hatlib.checkpoint import read_state_dict
@@ -14,7 +14,7 @@ TINY = tiny_overrides("hat_x2")
 
 @pytest.fixture
 def model():
-    return randomise(HAT(upscale=2, **TINY)).eval()
+    return randomize(HAT(upscale=2, **TINY)).eval()
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from hatlib.data import (
     training_loader,
 )
 from hatlib.data import __main__ as command
-from hatlib.data.check import check_dataset
+from hatlib.data.checks import check_dataset
 from hatlib.data.patches import extract_patches, patch_starts
 from hatlib.errors import HatlibError
 from hatlib.imageio import read_image
@@ -265,7 +265,7 @@ def test_index_is_kept_and_renewed(tmp_path, monkeypatch):
     root, cache = tmp_path / "images", tmp_path / "cache"
     for i in range(6):
         save(root / f"class{i % 2}" / f"{i}.png", 8 + i, 9)
-    monkeypatch.setattr(files, "KEPT_FROM", 3)
+    monkeypatch.setattr(files, "MIN_CACHED_IMAGES", 3)
     read = []
     original = files.image_size
     monkeypatch.setattr(files, "image_size", lambda path: read.append(path.name) or original(path))

@@ -19,7 +19,7 @@ import hatlib
 from hatlib import HatlibError
 from hatlib.cli import main
 from hatlib.data import ImagePairs, imresize
-from hatlib.evaluation import Contender, as_json, bicubic_luma, evaluate, resolve_models
+from hatlib.evaluation import Candidate, as_json, bicubic_luma, evaluate, resolve_models
 from hatlib.evaluation.sheet import SheetRow, draw_sheet, hardest_region
 from hatlib.imageio import read_image
 from hatlib.metrics import exact_mean, psnr, ssim
@@ -140,7 +140,7 @@ def test_a_weight_file_and_a_name_with_its_published_value(folder, capsys):
         rows, scale = resolve_models(["mine.safetensors", "bicubic"])
     assert [row.name for row in rows] == ["bicubic", "mine"] and scale == 2 and rows[1].psnr == {}
     picture(folder / "Five" / "HR" / "cat.png", 80, 90)
-    rows[1] = Contender("hat_t_x2", rows[1].model, {"five": 31.5}, {"Five": 0.9})
+    rows[1] = Candidate("hat_t_x2", rows[1].model, {"five": 31.5}, {"Five": 0.9})
     outcome = evaluate(rows, {"Five": ImagePairs("Five/HR", scale=2, files=["cat.png"])}, device="cpu", tile=32)
     summary = outcome.summaries[1]
     assert (summary.published_psnr, summary.published_ssim, summary.images) == (31.5, 0.9, 1)
@@ -160,7 +160,7 @@ def test_self_ensemble_changes_a_model_and_not_bicubic(folder, capsys):
             return nn.functional.interpolate(x, scale_factor=2).roll(1, 3)
 
     data = {"Five": ImagePairs("Five/HR", scale=2)}
-    rows = [Contender("bicubic"), Contender("shifted", Shifted())]
+    rows = [Candidate("bicubic"), Candidate("shifted", Shifted())]
     plain, averaged = (evaluate(rows, data, device="cpu", self_ensemble=on).summaries for on in (False, True))
     assert plain[0].psnr == averaged[0].psnr and averaged[1].psnr > plain[1].psnr + 0.5
 
@@ -267,7 +267,7 @@ def test_equal_images_are_infinitely_good(folder):
         def forward(self, x):
             return x
 
-    outcome = evaluate([Contender("oracle", Oracle())], {"Five": ImagePairs("Five/HR", scale=1)}, device="cpu")
+    outcome = evaluate([Candidate("oracle", Oracle())], {"Five": ImagePairs("Five/HR", scale=1)}, device="cpu")
     assert outcome.summaries[0].psnr == math.inf and outcome.summaries[0].ssim == pytest.approx(1, abs=1e-12)
     assert json.loads(as_json(outcome))["summary"][0]["psnr"] == "inf"
 
@@ -297,7 +297,7 @@ def test_equal_images_are_infinitely_good(folder):
     ],
 )
 def test_bad_input_is_one_sentence(folder, capsys, monkeypatch, arguments, words):
-    monkeypatch.setattr("hatlib.evaluation.models.create_model", lambda name, **_: hatlib.create_model(name))
+    monkeypatch.setattr("hatlib.evaluation.candidates.create_model", lambda name, **_: hatlib.create_model(name))
     (folder / "empty").mkdir()
     before = sorted(os.listdir(folder))
     assert run(*arguments) == 1
@@ -316,7 +316,7 @@ def test_bad_input_is_one_sentence(folder, capsys, monkeypatch, arguments, words
 def test_bicubic_by_both_protocols(name, scale, rgb, y):
     root = Path(os.environ["HATLIB_DATA"]) / name
     pairs = ImagePairs(root / "HR", root / "LR_bicubic" / f"X{scale}", scale=scale)
-    outcome = evaluate([Contender("bicubic")], {name: pairs}, device="cpu")
+    outcome = evaluate([Candidate("bicubic")], {name: pairs}, device="cpu")
     assert outcome.summaries[0].psnr == pytest.approx(rgb, abs=0.002)
     on_luma = []
     for i, pair in enumerate(pairs):

@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 import hatlib
 from hatlib.cli import main
 from hatlib.data import imresize
-from hatlib.training.start import start_as_interpolation
+from hatlib.training.initialization import init_as_interpolation
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def folders(tmp_path_factory):
             PILImage.fromarray(image.permute(1, 2, 0).numpy()).save(root / folder / f"{i}.png")
     torch.manual_seed(0)
     model = hatlib.create_model("hat_s_x2", **tiny_overrides("hat_s_x2"))
-    start_as_interpolation(model)
+    init_as_interpolation(model)
     model.save_pretrained(root / "model")
     return root
 

@@ -9,10 +9,10 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 
 from hatlib.errors import HatlibError
-from hatlib.imageio import SUFFIXES, check_output, open_image, read_image, write_image
+from hatlib.imageio import IMAGE_SUFFIXES, check_output, open_image, read_image, write_image
 
 FOLDER = Path(os.environ.get("HATLIB_DATA", "nowhere")) / "formats"
-FILES = sorted(p for p in FOLDER.glob("*") if p.suffix in SUFFIXES)
+FILES = sorted(p for p in FOLDER.glob("*") if p.suffix in IMAGE_SUFFIXES)
 BROKEN = (
     "crash",
     "truncated_jpeg",

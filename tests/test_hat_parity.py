@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import randomise, relative_error
+from conftest import randomize, relative_error
 from spandrel.architectures.HAT import HAT as SpandrelHAT
 from torch.nn import functional as F
 
@@ -25,7 +25,7 @@ SMALL = dict(
 
 def pair(dtype=torch.float64, **config):
     """Spandrel's network and ours with the same random weights."""
-    theirs = randomise(SpandrelHAT(img_size=64, **config)).to(dtype).eval()
+    theirs = randomize(SpandrelHAT(img_size=64, **config)).to(dtype).eval()
     theirs.mean = theirs.mean.to(dtype)
     ours = HAT(**config).to(dtype).eval()
     ours.load_state_dict(ours.convert_state_dict(theirs.state_dict()))
@@ -70,7 +70,7 @@ def test_full_size(name, upscale):
         mlp_ratio=2.0,
         upscale=upscale,
     ).eval()
-    randomise(theirs, std=0.02)
+    randomize(theirs, std=0.02)
     ours.load_state_dict(ours.convert_state_dict(theirs.state_dict()))
     x = torch.rand(1, 3, 20, 33)
     with torch.inference_mode():

@@ -10,14 +10,14 @@ import sys
 import pytest
 import timm
 import torch
-from conftest import randomise, relative_error, tiny_overrides
+from conftest import randomize, relative_error, tiny_overrides
 from huggingface_hub import HfApi
 from servers import COMMITS, hub_handler, serving
 
 import hatlib
 from hatlib import HatlibError
-from hatlib.card import ModelFacts
 from hatlib.hub import PretrainedModel
+from hatlib.hub.card import ModelFacts
 from hatlib.models import HAT, RestorationModel
 
 TINY = tiny_overrides("hat_x2")
@@ -34,7 +34,7 @@ def saved(tmp_path, tiny_hat):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_round_trip(arch, dtype, tmp_path):
-    model = randomise(hatlib.create_model(arch, **tiny_overrides(arch))).to(dtype).eval()
+    model = randomize(hatlib.create_model(arch, **tiny_overrides(arch))).to(dtype).eval()
     model.save_pretrained(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "README.md",
@@ -77,7 +77,7 @@ UNUSUAL = [
 
 @pytest.mark.parametrize("option", UNUSUAL, ids=str)
 def test_models_that_no_name_describes(option, tmp_path):
-    model = randomise(HAT(**{**TINY, **option})).eval()
+    model = randomize(HAT(**{**TINY, **option})).eval()
     model.save_pretrained(tmp_path)
     x = torch.rand(1, model.in_chans, 16, 24)
     with torch.inference_mode():
@@ -405,7 +405,7 @@ def hub(monkeypatch, tmp_path):
 
     monkeypatch.setattr(HfApi, "create_repo", create_repo)
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
-    monkeypatch.setattr("hatlib.repository.hf_hub_download", download)
+    monkeypatch.setattr("hatlib.hub.repository.hf_hub_download", download)
     return seen
 
 

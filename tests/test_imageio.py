@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
+from hatlib.atomic import atomic_path
 from hatlib.errors import HatlibError
-from hatlib.imageio import SUFFIXES, Header, Image, check_output, png, read_image, remove_stale, write_image
-from hatlib.imageio.atomic import atomic_path
+from hatlib.imageio import IMAGE_SUFFIXES, Header, Image, check_output, png, read_image, remove_stale, write_image
 
 
 def picture(channels, dtype, height=13, width=17, seed=0):
@@ -101,7 +101,7 @@ def test_kinds_of_png(tmp_path, mode, expected):
         assert set(np.unique(image.pixels)) == {0, 255}
 
 
-def test_transparent_palette_colour_becomes_alpha(tmp_path):
+def test_transparent_palette_color_becomes_alpha(tmp_path):
     palette = PILImage.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4), "P")
     palette.putpalette([value for i in range(16) for value in (i, 2 * i, 3 * i)])
     palette.save(tmp_path / "a.png", transparency=5)
@@ -173,7 +173,7 @@ def test_premultiplied_tiff_becomes_plain(tmp_path, channels, dtype):
 
 
 def with_gamma(pixels, gamma, path):
-    write_image(path, Image(pixels, {"png-colour": png.chunk(b"gAMA", struct.pack(">I", round(gamma * 100_000)))}))
+    write_image(path, Image(pixels, {"png-color": png.chunk(b"gAMA", struct.pack(">I", round(gamma * 100_000)))}))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -189,8 +189,8 @@ def test_gamma_of_png(tmp_path, channels, dtype):
     write_image(tmp_path / "b.tif", image)
     converted = read_image(tmp_path / "b.tif").pixels
     expected = pixels / top
-    colours = slice(0, 3 if channels == 3 else 1)
-    expected[..., colours] **= 1 / 2.2
+    colors = slice(0, 3 if channels == 3 else 1)
+    expected[..., colors] **= 1 / 2.2
     assert np.abs(converted - expected * top).max() <= 0.5 + 1e-6
     with_gamma(pixels, 1 / 2.2, tmp_path / "usual.png")
     write_image(tmp_path / "usual.tif", read_image(tmp_path / "usual.png"))
@@ -231,7 +231,7 @@ def gray_profile():
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_gray_profile_in_webp_becomes_colour(tmp_path, channels):
+def test_gray_profile_in_webp_becomes_color(tmp_path, channels):
     """WebP has no gray: pixels and profile become sRGB, and look as they did."""
     pixels = np.full((16, 16, channels), 255, np.uint8)
     pixels[..., 0] = 100
@@ -378,7 +378,7 @@ for path in sys.argv[1:]:
 
 def test_full_disk_leaves_the_old_file(tmp_path):
     """A limit on file sizes stops each write half-way, as a full disk does."""
-    paths = [tmp_path / f"a{suffix}" for suffix in sorted(set(SUFFIXES) - {".pbm"})]
+    paths = [tmp_path / f"a{suffix}" for suffix in sorted(set(IMAGE_SUFFIXES) - {".pbm"})]
     for path in paths:
         path.write_bytes(b"old")
     done = subprocess.run([sys.executable, "-c", FULL_DISK, *paths], capture_output=True, text=True, check=True)

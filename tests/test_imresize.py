@@ -32,10 +32,10 @@ def naive_imresize(image, scale, padding="symmetric", size=None):
     def resize_line(line, scale, n_out):
         n, shrink, result = len(line), min(scale, 1.0), []
         for k in range(n_out):
-            centre = (k + 0.5) / scale - 0.5
+            center = (k + 0.5) / scale - 0.5
             reach = math.ceil(2 / shrink) + 2
-            near = range(math.floor(centre) - reach, math.floor(centre) + reach + 1)
-            weights = [kernel(shrink * (centre - i)) for i in near]
+            near = range(math.floor(center) - reach, math.floor(center) + reach + 1)
+            weights = [kernel(shrink * (center - i)) for i in near]
             value = sum(w * float(line[source(i, n)]) for w, i in zip(weights, near, strict=True)) / sum(weights)
             if image.dtype == np.uint8:
                 # Sums of decimal weights miss exact halves by a few ulp; those are halves.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from hatlib.errors import HatlibError
 from hatlib.inference import Upscaler, blend_weights, tile_spans, tiled
-from hatlib.inference.alpha import bound_by_neighbours, fill_transparent
+from hatlib.inference.alpha import clamp_to_neighbors, fill_transparent
 
 
 class Enlarge(nn.Module):
@@ -133,10 +133,10 @@ def test_arrays_come_back_as_they_were(channels, dtype):
     assert y.dtype == dtype and y.shape == (33, 27, channels)
     expected = image.repeat(3, 0).repeat(3, 1)
     shown = expected[..., -1:] > 0 if channels in (2, 4) else np.ones_like(expected[..., :1], bool)
-    colours = channels - (channels in (2, 4))
+    colors = channels - (channels in (2, 4))
     difference = np.abs(y.astype(float) - expected)
     tolerance = 1e-6 if dtype in (np.float32, np.float64) else 0
-    assert (difference[..., :colours] * shown).max() <= tolerance and difference[..., colours:].sum() <= tolerance
+    assert (difference[..., :colors] * shown).max() <= tolerance and difference[..., colors:].sum() <= tolerance
 
 
 def test_two_dimensional_array_and_big_endian():
@@ -171,7 +171,7 @@ def test_tensors_keep_type_and_are_clamped(dtype):
     torch.testing.assert_close(y[:, :, ::2, ::2], x.clamp(0, 1))
 
 
-def test_gray_through_colour_is_the_mean():
+def test_gray_through_color_is_the_mean():
     class Tint(Enlarge):
         def forward(self, x):
             return super().forward(x) + torch.tensor([0.1, -0.05, 0.04]).view(3, 1, 1)
@@ -223,10 +223,10 @@ def test_other_models_and_devices_are_refused():
 
 
 def disc(size=40, radius=13.3):
-    """A gray-green disc with soft edges on full transparency, whose hidden colour is magenta."""
+    """A gray-green disc with soft edges on full transparency, whose hidden color is magenta."""
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    centre = (size - 1) / 2
-    alpha = (radius + 0.5 - ((y - centre) ** 2 + (x - centre) ** 2).sqrt()).clamp(0, 1)[None, None]
+    center = (size - 1) / 2
+    alpha = (radius + 0.5 - ((y - center) ** 2 + (x - center) ** 2).sqrt()).clamp(0, 1)[None, None]
     inside = torch.tensor([0.3, 0.6, 0.4]).view(1, 3, 1, 1).expand(1, 3, size, size)
     hidden = torch.tensor([1.0, 0.0, 1.0]).view(1, 3, 1, 1)
     return torch.cat((torch.where(alpha > 0, inside, hidden), alpha), 1)
@@ -236,34 +236,34 @@ def disc(size=40, radius=13.3):
 def test_no_fringe_around_a_disc(tile):
     image = disc()
     y = Upscaler(Enlarge(4, "bicubic"), tile=tile)(image)
-    colour, alpha = y[:, :3], y[:, 3:]
-    shown = (alpha > 0).expand_as(colour)
-    expected = torch.tensor([0.3, 0.6, 0.4]).view(1, 3, 1, 1).expand_as(colour)
-    torch.testing.assert_close(colour[shown], expected[shown], rtol=0, atol=1e-5)
+    color, alpha = y[:, :3], y[:, 3:]
+    shown = (alpha > 0).expand_as(color)
+    expected = torch.tensor([0.3, 0.6, 0.4]).view(1, 3, 1, 1).expand_as(color)
+    torch.testing.assert_close(color[shown], expected[shown], rtol=0, atol=1e-5)
     assert ((alpha > 0.02) & (alpha < 0.98)).any()
     # Far from the edge alpha is exactly what it was.
     assert (alpha[0, 0, 75:85, 75:85] == 1).all() and (alpha[0, 0, :8] == 0).all()
 
 
-def test_fill_takes_the_nearest_visible_colours():
-    colour = torch.zeros(2, 3, 9, 14)
+def test_fill_takes_the_nearest_visible_colors():
+    color = torch.zeros(2, 3, 9, 14)
     alpha = torch.zeros(2, 1, 9, 14)
-    colour[0, 0, :, :3], alpha[0, :, :, :3] = 1.0, 1.0
-    colour[0, 2, :, 11:], alpha[0, :, :, 11:] = 1.0, 0.5
-    filled = fill_transparent(colour, alpha)
-    assert torch.equal(filled[0][:, alpha[0, 0] > 0], colour[0][:, alpha[0, 0] > 0])
+    color[0, 0, :, :3], alpha[0, :, :, :3] = 1.0, 1.0
+    color[0, 2, :, 11:], alpha[0, :, :, 11:] = 1.0, 0.5
+    filled = fill_transparent(color, alpha)
+    assert torch.equal(filled[0][:, alpha[0, 0] > 0], color[0][:, alpha[0, 0] > 0])
     assert (filled[0, 0, :, 3] > 0.9).all() and (filled[0, 2, :, 10] > 0.9).all()
     assert filled[0, 1].abs().max() == 0 and filled[1].abs().max() == 0
     torch.testing.assert_close(filled[0].sum(0), torch.ones(9, 14))
     nothing = torch.zeros(1, 1, 9, 14)
-    assert fill_transparent(colour[:1], nothing) is not None and torch.equal(
-        fill_transparent(colour[:1], nothing), colour[:1]
+    assert fill_transparent(color[:1], nothing) is not None and torch.equal(
+        fill_transparent(color[:1], nothing), color[:1]
     )
 
 
-def test_alpha_is_bounded_by_its_neighbourhood():
+def test_alpha_is_bounded_by_its_neighborhood():
     low = torch.zeros(1, 1, 8, 8)
     low[..., 4:] = 1
-    bounded = bound_by_neighbours(noise(1, 1, 16, 16) * 1.4 - 0.2, low, 2)
+    bounded = clamp_to_neighbors(noise(1, 1, 16, 16) * 1.4 - 0.2, low, 2)
     assert (bounded[..., :6] == 0).all() and (bounded[..., 10:] == 1).all()
     assert ((bounded[..., 6:10] > 0) & (bounded[..., 6:10] < 1)).any()

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import randomise, relative_error, tiny_overrides
+from conftest import randomize, relative_error, tiny_overrides
 from scipy.stats import gaussian_kde
 from torch import nn
 from torch.nn import functional as F
@@ -123,7 +123,7 @@ def plain_lam(model, image, window, sigma=1.2, fold=50, side=9, trapezoid=False)
 def test_equals_the_formulas(name, rule):
     make, channels = NETWORKS[name]
     torch.manual_seed(1)
-    model = randomise(make()).eval()
+    model = randomize(make()).eval()
     image = picture(channels, 13, 17)
     window = (5, 3, 8)
     result = lam(model, image, window, fold=12, rule=rule, batch=5)
@@ -162,7 +162,7 @@ def test_completeness_of_the_trapezoid_rule():
 
 
 def test_batches_and_types_of_image_do_not_matter():
-    model = randomise(Stranger()).eval().double()
+    model = randomize(Stranger()).eval().double()
     image = (picture(3, 14, 12) * 255).to(torch.uint8)
     first = lam(model, image, (6, 9, 5), fold=7, batch=1)
     for other in (image[None], image.double() / 255):
@@ -176,7 +176,7 @@ def test_batches_and_types_of_image_do_not_matter():
 
 def test_flat_areas_are_no_trouble():
     """Outside the window and inside it, with a gate that sees the whole image."""
-    model = randomise(Stranger(mode="nearest")).eval()
+    model = randomize(Stranger(mode="nearest")).eval()
     image = torch.full((3, 24, 24), 0.4)
     image[:, 8:12, 8:12] = picture(3, 12, 12)[:, :4, :4]
     result = lam(model, image, (21, 21, 18), rule="trapezoid")
@@ -192,7 +192,7 @@ def test_flat_areas_are_no_trouble():
 
 def test_window_at_the_border():
     """Beyond the last pixel it goes on as it is: what a network with a wider output has in its window."""
-    model = randomise(Stranger()).eval()
+    model = randomize(Stranger()).eval()
     image = picture(3, 12, 15)
     result = lam(model, image, (35, 26, 10), fold=4)
     wider = nn.ReplicationPad2d((0, 1, 0, 1))
@@ -207,7 +207,7 @@ def test_window_at_the_border():
 
 
 def test_the_model_is_left_as_it_was():
-    model = randomise(hat(drop_path_rate=0.5)).train()
+    model = randomize(hat(drop_path_rate=0.5)).train()
     model.layers[0].eval()
     model.conv_first.weight.requires_grad_(False)
     model(torch.rand(1, 3, 16, 16)).sum().backward()
@@ -264,7 +264,7 @@ def silenced(model):
 @pytest.mark.parametrize("change", [hooked, patched, silenced])
 def test_a_changed_network_of_ours_is_taken_as_changed(change):
     """And not for the network that it was, whose output could be had at the window alone."""
-    model, image = randomise(ours("edsr_x2")).eval(), picture(3, 12, 12)
+    model, image = randomize(ours("edsr_x2")).eval(), picture(3, 12, 12)
     change(model)
     result = lam(model, image, (4, 4, 8), fold=6)
     assert relative_error(result.attribution, plain_lam(model, image, (4, 4, 8), fold=6)) <= 1e-5
@@ -316,7 +316,7 @@ def module(function):
 )
 def test_bad_input_is_explained(change, words):
     torch.manual_seed(0)
-    arguments = dict(model=randomise(Stranger()), image=picture(3, 12, 12), window=(9, 9, 10), fold=3)
+    arguments = dict(model=randomize(Stranger()), image=picture(3, 12, 12), window=(9, 9, 10), fold=3)
     with pytest.raises(HatlibError, match=words) as caught:
         lam(**{**arguments, **change})
     assert "\n" not in str(caught.value)

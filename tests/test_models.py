@@ -7,7 +7,7 @@ import sys
 import pytest
 import timm
 import torch
-from conftest import randomise, relative_error, tiny_overrides
+from conftest import randomize, relative_error, tiny_overrides
 
 import hatlib
 from hatlib import HatlibError
@@ -121,7 +121,7 @@ def test_head_of_features_is_the_model(tiny):
 def test_window_of_the_output(tiny, window):
     """`forward_window` is a piece of the output, at the border too, and gives its gradient."""
     left, top, width, height = (length * tiny.upscale // 2 for length in window)
-    tiny, x = randomise(tiny).double(), torch.rand(2, tiny.in_chans, 18, 13, dtype=torch.float64).requires_grad_()
+    tiny, x = randomize(tiny).double(), torch.rand(2, tiny.in_chans, 18, 13, dtype=torch.float64).requires_grad_()
     whole = tiny(x)[:, :, top : top + height, left : left + width]
     piece = tiny.forward_window(x, left, top, width, height)
     assert piece.shape == whole.shape and relative_error(piece, whole) < 1e-12
@@ -152,7 +152,7 @@ def gradients(checkpointing, name="hat_x2", size=16, batch=1, **options):
     """What a shrunk network keeps for the backward pass, and its gradients."""
     torch.manual_seed(0)
     options = {"drop_path_rate": 0.0, **options} if "hat" in name or "swinir" in name else options
-    model = randomise(hatlib.create_model(name, **{**tiny_overrides(name), **options})).train()
+    model = randomize(hatlib.create_model(name, **{**tiny_overrides(name), **options})).train()
     model.set_grad_checkpointing(checkpointing)
     x = torch.rand(batch, 3, size, size)
     kept = []
@@ -241,7 +241,7 @@ def test_buffers_can_be_computed_again(tiny_hat):
 
 @pytest.mark.parametrize("upsampler, scale", [("pixelshuffledirect", 3), ("nearest+conv", 4), ("", 1), (None, 1)])
 def test_other_heads_work(upsampler, scale):
-    model = randomise(HAT(upscale=scale, upsampler=upsampler, **TINY)).eval()
+    model = randomize(HAT(upscale=scale, upsampler=upsampler, **TINY)).eval()
     x = torch.rand(1, 3, 11, 8)
     with torch.inference_mode():
         out = model(x)
@@ -267,7 +267,7 @@ def test_published_configuration_can_be_pasted():
     + [("pixelshuffledirect", 3), ("nearest+conv", 4)],
 )
 def test_large_images_in_strips_change_nothing(monkeypatch, upsampler, scale):
-    model = randomise(HAT(upscale=scale, upsampler=upsampler, **TINY)).double().eval()
+    model = randomize(HAT(upscale=scale, upsampler=upsampler, **TINY)).double().eval()
     x = torch.rand(2, 3, 40, 23, dtype=torch.float64)
     expected = model(x).detach()
     monkeypatch.setattr(strips, "STRIP_BYTES", 1)
@@ -327,9 +327,9 @@ def test_peak_memory_is_foretold(name, height, width):
 )
 def test_options_have_an_effect(option):
     torch.manual_seed(0)
-    plain = randomise(HAT(upscale=2, **TINY)).eval()
+    plain = randomize(HAT(upscale=2, **TINY)).eval()
     torch.manual_seed(0)
-    changed = randomise(HAT(upscale=2, **TINY, **option)).eval()
+    changed = randomize(HAT(upscale=2, **TINY, **option)).eval()
     x = torch.rand(1, 3, 16, 16)
     with torch.inference_mode():
         assert not torch.allclose(plain(x), changed(x), atol=1e-7)
@@ -337,7 +337,7 @@ def test_options_have_an_effect(option):
 
 @pytest.mark.parametrize("option", ["drop_rate", "attn_drop_rate", "drop_path_rate"])
 def test_dropout_acts_in_training_alone(option):
-    model = randomise(HAT(upscale=2, **{**TINY, "drop_path_rate": 0.0, option: 0.5}), std=0.2)
+    model = randomize(HAT(upscale=2, **{**TINY, "drop_path_rate": 0.0, option: 0.5}), std=0.2)
     x = torch.rand(1, 3, 16, 16)
     with torch.no_grad():
         assert not torch.equal(model.train()(x), model(x))

@@ -1,6 +1,6 @@
 """Willem van Schaik's PngSuite: what each file's name says of it, holds for what is read.
 
-Names are a feature and its value, i (interlaced) or n, the colour type with a letter for it, and the depth; files that
+Names are a feature and its value, i (interlaced) or n, the color type with a letter for it, and the depth; files that
 start with x are corrupt. A part of the suite is in the repository; HATLIB_DATA names a folder with all of it.
 """
 
@@ -17,8 +17,8 @@ from hatlib.imageio import open_image, read_image, write_image
 HERE = Path(__file__).parent / "data" / "pngsuite"
 EVERYTHING = Path(os.environ.get("HATLIB_DATA", HERE)) / "pngsuite"
 REASONS = {
-    "xc1n0g08": "colour type 1 does not exist",
-    "xc9n2c08": "colour type 9 does not exist",
+    "xc1n0g08": "color type 1 does not exist",
+    "xc9n2c08": "color type 9 does not exist",
     "xd0n2c08": "no 0 bits per sample",
     "xd3n2c08": "no 3 bits per sample",
     "xd9n2c08": "no 99 bits per sample",
@@ -36,7 +36,7 @@ def files(pattern):
 def expected(name):
     """Mode and bits from the name."""
     mode = {"0": "L", "2": "RGB", "3": "RGB", "4": "LA", "6": "RGBA"}[name[4]]
-    if name[0] == "t" and name[:3] != "tp0":  # a transparent colour
+    if name[0] == "t" and name[:3] != "tp0":  # a transparent color
         mode += "A"
     return mode, 16 if name[6:8] == "16" else 8
 
@@ -47,7 +47,7 @@ def test_valid_file(path, tmp_path):
     assert (image.mode, image.bits) == expected(path.stem)
     with PILImage.open(path) as pil:
         assert image.pixels.shape[:2] == (pil.height, pil.width)
-        # Pillow has no alpha for transparent colours of gray and of 16 bits, and the upper bytes of 16-bit colours.
+        # Pillow has no alpha for transparent colors of gray and of 16 bits, and the upper bytes of 16-bit colors.
         keyed = path.stem[0] == "t" and (image.bits == 16 or image.mode == "LA")
         if path.stem[4] == "0" and image.bits == 16:
             assert np.array_equal(image.pixels[:, :, 0], np.asarray(pil))
@@ -63,10 +63,10 @@ def test_valid_file(path, tmp_path):
     for suffix in (".png", ".tif"):
         write_image(tmp_path / f"a{suffix}", image)
         again = read_image(tmp_path / f"a{suffix}")
-        same = suffix == ".png" or "png-colour" not in image.metadata  # TIFF has no place for a gamma
+        same = suffix == ".png" or "png-color" not in image.metadata  # TIFF has no place for a gamma
         assert again.pixels.shape == image.pixels.shape and again.bits == image.bits
         assert not same or np.array_equal(again.pixels, image.pixels)
-        assert not same or again.metadata.get("png-colour") == image.metadata.get("png-colour")
+        assert not same or again.metadata.get("png-color") == image.metadata.get("png-color")
 
 
 @pytest.mark.parametrize("path", files("x*.png"), ids=lambda path: path.stem)

@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 import timm
 import torch
-from conftest import randomise, relative_error, tiny_overrides
+from conftest import randomize, relative_error, tiny_overrides
 from huggingface_hub import constants
 from servers import file_handler, serving
 from spandrel.architectures.HAT import HAT as SpandrelHAT
@@ -19,7 +19,7 @@ from spandrel.architectures.SwinIR import SwinIR as SpandrelSwinIR
 import hatlib
 from hatlib import HatlibError
 from hatlib.checkpoint import load_weights
-from hatlib.download import fetch_weights, weights_folder
+from hatlib.hub.download import fetch_weights, weights_folder
 from hatlib.models import HAT
 from hatlib.registry import Weights
 
@@ -169,7 +169,7 @@ def test_another_place(cache, monkeypatch):
 def test_two_processes_at_once(tmp_path):
     requests = []
     code = (
-        "import sys; from hatlib.download import fetch_weights; from hatlib.registry import Weights;"
+        "import sys; from hatlib.hub.download import fetch_weights; from hatlib.registry import Weights;"
         "print(fetch_weights(Weights(file='w.pth', url=sys.argv[1], sha256=sys.argv[2], training_data='', origin='',"
         " license='')))"
     )
@@ -265,7 +265,7 @@ def interior(x, border=1):
 
 
 @pytest.mark.parametrize("create", [hatlib.create_model, timm.create_model])
-def test_gray_from_colour(published, create):
+def test_gray_from_color(published, create):
     theirs = published("hat_s_x2", **TINY)
     ours = create("hat_s_x2", pretrained=True, in_chans=1, **TINY).eval()
     assert (ours.in_chans, ours.out_chans) == (1, 1)
@@ -280,38 +280,38 @@ def test_gray_from_colour(published, create):
 
 
 @pytest.fixture
-def colour(tmp_path):
+def color(tmp_path):
     """A network whose channels have one mean, so that nothing depends on the border; and its file."""
-    model = randomise(HAT(upscale=2, mean=(0.3, 0.3, 0.3), **TINY)).eval()
-    model.save_pretrained(tmp_path / "colour")
-    return model, tmp_path / "colour"
+    model = randomize(HAT(upscale=2, mean=(0.3, 0.3, 0.3), **TINY)).eval()
+    model.save_pretrained(tmp_path / "color")
+    return model, tmp_path / "color"
 
 
 @pytest.mark.parametrize(
     "upsampler, upscale", [("pixelshuffle", 2), ("pixelshuffledirect", 3), ("nearest+conv", 2), ("", 1)]
 )
-def test_gray_is_the_gray_of_colour(tmp_path, upsampler, upscale):
-    colour = randomise(HAT(upscale=upscale, upsampler=upsampler, mean=(0.3,) * 3, img_range=2.0, **TINY)).eval()
-    colour.save_pretrained(tmp_path)
+def test_gray_is_the_gray_of_color(tmp_path, upsampler, upscale):
+    color = randomize(HAT(upscale=upscale, upsampler=upsampler, mean=(0.3,) * 3, img_range=2.0, **TINY)).eval()
+    color.save_pretrained(tmp_path)
     gray = HAT.from_pretrained(tmp_path, in_chans=1)
     x = torch.rand(2, 1, 24, 16)
     with torch.no_grad():
-        assert relative_error(gray(x), colour(x.expand(-1, 3, -1, -1)).mean(1, keepdim=True)) < 1e-5
+        assert relative_error(gray(x), color(x.expand(-1, 3, -1, -1)).mean(1, keepdim=True)) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["swinir_s_x3", "swinir_m_real_x2", "swinir_m_jpeg_color_x1", "rcan_x3", "edsr_m_x4"])
-def test_gray_is_the_gray_of_colour_in_other_families(name, tmp_path):
-    colour = randomise(hatlib.create_model(name, mean=(0.3,) * 3, **tiny_overrides(name))).eval()
-    colour.save_pretrained(tmp_path)
-    gray = type(colour).from_pretrained(tmp_path, in_chans=1)
-    side = 3 * colour.multiple
+def test_gray_is_the_gray_of_color_in_other_families(name, tmp_path):
+    color = randomize(hatlib.create_model(name, mean=(0.3,) * 3, **tiny_overrides(name))).eval()
+    color.save_pretrained(tmp_path)
+    gray = type(color).from_pretrained(tmp_path, in_chans=1)
+    side = 3 * color.multiple
     x = torch.rand(2, 1, side, side + 7)
     with torch.no_grad():
-        assert relative_error(gray(x), colour(x.expand(-1, 3, -1, -1)).mean(1, keepdim=True)) < 1e-5
+        assert relative_error(gray(x), color(x.expand(-1, 3, -1, -1)).mean(1, keepdim=True)) < 1e-5
 
 
-def test_more_channels(colour):
-    model, folder = colour
+def test_more_channels(color):
+    model, folder = color
     x = torch.rand(1, 1, 24, 16)
     with torch.no_grad():
         expected = model(x.expand(-1, 3, -1, -1))
@@ -322,8 +322,8 @@ def test_more_channels(colour):
 
 
 @pytest.mark.parametrize("out_chans", [1, 2, 5])
-def test_other_outputs(colour, out_chans):
-    model, folder = colour
+def test_other_outputs(color, out_chans):
+    model, folder = color
     x = torch.rand(1, 3, 24, 16)
     with torch.no_grad():
         expected = model(x)
@@ -336,18 +336,18 @@ def test_other_outputs(colour, out_chans):
             assert relative_error(load()(x), expected) < 1e-5
 
 
-def test_colour_from_gray(tmp_path):
-    gray = randomise(HAT(upscale=2, in_chans=1, mean=(0.4,), **TINY)).eval()
+def test_color_from_gray(tmp_path):
+    gray = randomize(HAT(upscale=2, in_chans=1, mean=(0.4,), **TINY)).eval()
     gray.save_pretrained(tmp_path)
     for create in (hatlib.create_model, timm.create_model):
-        colour = create(f"local-dir:{tmp_path}", pretrained=True, in_chans=3).eval()
+        color = create(f"local-dir:{tmp_path}", pretrained=True, in_chans=3).eval()
         x = torch.rand(1, 1, 16, 16)
         with torch.no_grad():
-            assert relative_error(colour(x.expand(-1, 3, -1, -1)), gray(x).expand(-1, 3, -1, -1)) < 1e-5
+            assert relative_error(color(x.expand(-1, 3, -1, -1)), gray(x).expand(-1, 3, -1, -1)) < 1e-5
 
 
-def test_a_mean_that_is_given_is_kept(colour):
-    model, folder = colour
+def test_a_mean_that_is_given_is_kept(color):
+    model, folder = color
     gray = HAT.from_pretrained(folder, in_chans=1, mean=(0.5,))
     assert gray.mean_values == (0.5,)
     x = torch.rand(1, 1, 40, 40)
@@ -356,15 +356,15 @@ def test_a_mean_that_is_given_is_kept(colour):
     assert relative_error(interior(shallow), interior(expected)) < 1e-5
 
 
-def test_adapted_models_are_saved_with_their_mean(colour, tmp_path):
-    gray = HAT.from_pretrained(colour[1], in_chans=1)
+def test_adapted_models_are_saved_with_their_mean(color, tmp_path):
+    gray = HAT.from_pretrained(color[1], in_chans=1)
     gray.save_pretrained(tmp_path / "gray")
     again = HAT.from_pretrained(tmp_path / "gray")
     assert again.config == gray.config and again.mean_values == pytest.approx((0.3,))
 
 
-def test_a_checkpoint_is_adapted_when_channels_are_asked_for(colour, tmp_path):
-    torch.save(colour[0].state_dict(), tmp_path / "w.pth")
+def test_a_checkpoint_is_adapted_when_channels_are_asked_for(color, tmp_path):
+    torch.save(color[0].state_dict(), tmp_path / "w.pth")
     assert hatlib.create_model("hat_x2", checkpoint_path=tmp_path / "w.pth", in_chans=1, **TINY).in_chans == 1
     with pytest.raises(HatlibError, match="of another shape"):
         load_weights(HAT(upscale=2, in_chans=1, **TINY), tmp_path / "w.pth")

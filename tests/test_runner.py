@@ -10,8 +10,9 @@ from test_inference import Enlarge, noise
 from torch import nn
 
 import hatlib
+from hatlib.engines import OnnxModel
 from hatlib.errors import HatlibError
-from hatlib.inference import OnnxModel, Upscaler, auto_tile, default_overlap, free_bytes
+from hatlib.inference import Upscaler, auto_tile, default_overlap, free_bytes
 from hatlib.inference import memory as memory_module
 
 
@@ -206,7 +207,7 @@ def test_foreign_models():
     from spandrel import ImageModelDescriptor, ModelLoader
     from spandrel.architectures.ESRGAN import ESRGAN
 
-    from hatlib.foreign import ForeignModel
+    from hatlib.engines import ForeignModel
 
     network = ESRGAN(num_filters=8, num_blocks=1, scale=2)
     descriptor = ModelLoader("cpu").load_from_state_dict(network.state_dict())

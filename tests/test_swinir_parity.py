@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from conftest import randomise, relative_error
+from conftest import randomize, relative_error
 from spandrel import ModelLoader
 from spandrel.architectures.SwinIR import SwinIR as SpandrelSwinIR
 
@@ -32,7 +32,7 @@ def spandrel_swinir(**config):
 def pair(dtype=torch.float64, **config):
     """Spandrel's network and ours with the same random weights."""
     torch.manual_seed(0)
-    theirs = randomise(spandrel_swinir(**config)).to(dtype).eval()
+    theirs = randomize(spandrel_swinir(**config)).to(dtype).eval()
     ours = SwinIR(**config).to(dtype).eval()
     ours.load_state_dict(ours.convert_state_dict(theirs.state_dict()))
     return theirs, ours
@@ -69,7 +69,7 @@ def test_full_size(name):
     info = hatlib.model_info(name)
     defaults = dict(window_size=8, mlp_ratio=2.0, upsampler="pixelshuffle", drop_path_rate=0.0)
     torch.manual_seed(0)
-    theirs = randomise(spandrel_swinir(**{**defaults, **info.model_args}), std=0.02).eval()
+    theirs = randomize(spandrel_swinir(**{**defaults, **info.model_args}), std=0.02).eval()
     ours = hatlib.create_model(name).eval()
     ours.load_state_dict(ours.convert_state_dict(theirs.state_dict()))
     x = torch.rand(1, ours.in_chans, 17, 12)
@@ -148,7 +148,7 @@ def random_config(seed):
 def test_random_hyper_parameters(seed, tmp_path):
     config = random_config(seed)
     torch.manual_seed(seed)
-    theirs = randomise(spandrel_swinir(**config), seed).eval()
+    theirs = randomize(spandrel_swinir(**config), seed).eval()
     torch.save({"params": theirs.state_dict()}, tmp_path / "w.pth")
     ours = load_checkpoint(tmp_path / "w.pth", img_range=config["img_range"])
     assert isinstance(ours, SwinIR) and not ours.training
@@ -197,7 +197,7 @@ def test_published_masks_are_the_authors(name, side):
 def test_registered_archs_are_known_by_name(name):
     with torch.device("meta"):
         model = hatlib.create_model(name)
-    cls, arguments = hatlib.registry.recognise(model.state_dict())
+    cls, arguments = hatlib.registry.detect(model.state_dict())
     assert hatlib.registry.find_arch(cls, arguments) == (name, True)
     assert model.config["architecture"] == name
 

@@ -17,10 +17,9 @@ import hatlib
 from hatlib import HatlibError
 from hatlib.cli import main as cli
 from hatlib.data import EndlessSampler, ImagePairs, TrainingPatches
-from hatlib.training import checkpoint as checkpoints
-from hatlib.training import learning_rate, load_config, loop, train
+from hatlib.training import checkpointing, learning_rate, load_config, loop, train
 from hatlib.training.figures import draw_curves, read_log
-from hatlib.training.start import build_model
+from hatlib.training.initialization import build_model
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ PLAIN = {"model.args": {**TINY, "drop_path_rate": 0.0}}
 
 
 def weights(folder, update=6, kind="model"):
-    return checkpoints.load_checkpoint(folder / f"checkpoint-{update:06d}")[kind]
+    return checkpointing.load_checkpoint(folder / f"checkpoint-{update:06d}")[kind]
 
 
 def largest_difference(a, b):
@@ -173,11 +172,11 @@ def test_float16_scales_the_loss_down_until_the_gradient_is_finite(photos, tmp_p
     scaler = weights(config.folder, 20, "scaler")
     assert scaler["scale"] == 2.0 ** (24 - skipped[-1])
     # Stopped while it is being found, the scale goes on from where it was.
-    straight = checkpoints.load_checkpoint(config.folder / "checkpoint-000020")
-    for path in checkpoints.find_checkpoints(config.folder)[:1]:
+    straight = checkpointing.load_checkpoint(config.folder / "checkpoint-000020")
+    for path in checkpointing.find_checkpoints(config.folder)[:1]:
         path.rename(config.folder / "away")
     train(config, resume="auto")
-    again = checkpoints.load_checkpoint(config.folder / "checkpoint-000020")
+    again = checkpointing.load_checkpoint(config.folder / "checkpoint-000020")
     assert again["scaler"] == straight["scaler"] and largest_difference(again["ema"], straight["ema"]) == 0
 
 
@@ -212,7 +211,7 @@ def test_too_many_of_them_end_the_run(photos, tmp_path, monkeypatch):
     config = small(photos, tmp_path, **{"save.every": 3, "train.max_skipped": 4, "train.updates": 20})
     with pytest.raises(HatlibError, match="not finite in 4 updates in a row, up to 7.*'.*checkpoint-000003'"):
         train(config)
-    assert [path.name for path in checkpoints.find_checkpoints(tmp_path)] == ["checkpoint-000003"]
+    assert [path.name for path in checkpointing.find_checkpoints(tmp_path)] == ["checkpoint-000003"]
     assert all(torch.isfinite(value).all() for value in weights(tmp_path, 3).values())
 
 

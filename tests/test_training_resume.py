@@ -14,8 +14,8 @@ import torch
 from training_runs import KILLED, ROOT, differences, run, small, write_config, write_photos
 
 from hatlib import HatlibError
-from hatlib.training import TrainingStopped, loop, train
-from hatlib.training import checkpoint as checkpoints
+from hatlib.signals import Interrupted
+from hatlib.training import checkpointing, loop, train
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,7 +62,7 @@ def test_killed_twice_equals_straight(photos, tmp_path, monkeypatch):
     args = (write_config(tmp_path / "config.yaml", photos, out, **EXACT), "--resume", "auto")
     assert run(tmp_path, "27", "-", *args, code=KILLED, check=False).returncode == -signal.SIGKILL
     assert run(tmp_path, "40", "writing", *args, code=KILLED, check=False).returncode == -signal.SIGKILL
-    assert [path.name for path in checkpoints.find_checkpoints(out)] == ["checkpoint-000020"]
+    assert [path.name for path in checkpointing.find_checkpoints(out)] == ["checkpoint-000020"]
     assert list(out.glob(".checkpoint-*.part")), "the half-written checkpoint should be there, under another name"
 
     # A crash of another kind, and the rest.
@@ -91,7 +91,7 @@ def test_killed_twice_on_two_processes_equals_straight(photos, tmp_path):
     out = tmp_path / "killed"
     args = (write_config(tmp_path / "killed.yaml", photos, out, **EXACT), "--resume", "auto")
     assert run(tmp_path, "27", "-", *args, code=KILLED, processes=2, check=False).returncode
-    assert [path.name for path in checkpoints.find_checkpoints(out)] == ["checkpoint-000020"]
+    assert [path.name for path in checkpointing.find_checkpoints(out)] == ["checkpoint-000020"]
     assert run(tmp_path, "45", "-", *args, "data.workers=2", code=KILLED, processes=2, check=False).returncode
     run(tmp_path, *args, "data.workers=1", processes=2)
     assert differences(tmp_path / "straight" / "checkpoint-000060", out / "checkpoint-000060") == []
@@ -127,11 +127,11 @@ def test_signal_saves_and_goes_on(straight, photos, tmp_path, monkeypatch, signu
         return rate(section, update)
 
     config = small(photos, tmp_path / "stopped")
-    with monkeypatch.context() as patched, pytest.raises(TrainingStopped) as stopped:
+    with monkeypatch.context() as patched, pytest.raises(Interrupted) as stopped:
         patched.setattr(loop, "learning_rate", stop)
         train(config)
     assert stopped.value.signum == signum
-    assert [path.name for path in checkpoints.find_checkpoints(config.folder)] == ["checkpoint-000003"]
+    assert [path.name for path in checkpointing.find_checkpoints(config.folder)] == ["checkpoint-000003"]
     train(config, resume="auto")
     assert differences(straight / "checkpoint-000006", config.folder / "checkpoint-000006") == []
 
@@ -152,7 +152,7 @@ def test_exit_codes_with_workers(photos, tmp_path, signum, code):
     _, error = process.communicate(timeout=120)
     assert process.returncode == code, error
     assert "--resume auto" in error and "Traceback" not in error
-    assert checkpoints.find_checkpoints(tmp_path / "run")
+    assert checkpointing.find_checkpoints(tmp_path / "run")
 
 
 def test_full_disk_keeps_the_last_one(straight, photos, tmp_path, monkeypatch):
@@ -180,7 +180,7 @@ def test_full_disk_keeps_the_last_one(straight, photos, tmp_path, monkeypatch):
         train(config)
     assert "No space left on device" in str(error.value)
     assert f"the last one is '{config.folder / 'checkpoint-000002'}'" in str(error.value)
-    assert [path.name for path in checkpoints.find_checkpoints(config.folder)] == ["checkpoint-000002"]
+    assert [path.name for path in checkpointing.find_checkpoints(config.folder)] == ["checkpoint-000002"]
     assert not list(config.folder.glob(".*part"))
     train(config, resume="auto")
     assert differences(straight / "checkpoint-000006", config.folder / "checkpoint-000006") == []
@@ -189,11 +189,11 @@ def test_full_disk_keeps_the_last_one(straight, photos, tmp_path, monkeypatch):
 def test_damaged_checkpoint_gives_way_to_the_one_before(photos, tmp_path):
     config = small(photos, tmp_path / "run", **{"save.every": 2, "save.keep": 3})
     train(config)
-    newest, middle, _ = checkpoints.find_checkpoints(config.folder)
+    newest, middle, _ = checkpointing.find_checkpoints(config.folder)
     state = newest / "state.pt"
     state.write_bytes(state.read_bytes()[:2000])
     with pytest.warns(UserWarning, match="damaged.*Taking the one before it"):
-        assert checkpoints.checkpoint_to_resume(config.folder, "auto")[0] == middle
+        assert checkpointing.checkpoint_to_resume(config.folder, "auto")[0] == middle
     with pytest.raises(HatlibError, match="damaged"):
         train(config, resume=str(newest))
 
@@ -204,8 +204,8 @@ def test_last_and_best_are_kept(photos, tmp_path, monkeypatch):
     config = small(photos, tmp_path / "run", **{"save.every": 3, "save.keep": 1, "val.every": 1})
     train(config)
     # Update 0 has no checkpoint; 1 and 2 were better than all before, and 2 stayed so.
-    assert [path.name[-1] for path in checkpoints.find_checkpoints(config.folder)] == ["6", "2"]
-    assert checkpoints.load_checkpoint(config.folder / "checkpoint-000006")["counted"]["best"]["update"] == 2
+    assert [path.name[-1] for path in checkpointing.find_checkpoints(config.folder)] == ["6", "2"]
+    assert checkpointing.load_checkpoint(config.folder / "checkpoint-000006")["counted"]["best"]["update"] == 2
 
 
 def test_folder_in_use_is_refused(stopped, photos, tmp_path):
@@ -247,11 +247,11 @@ def test_what_changes_nothing_may_change(stopped, photos, tmp_path):
 
 
 def test_checkpoint_holds_what_it_says(stopped):
-    state = checkpoints.load_checkpoint(stopped / "checkpoint-000006")
+    state = checkpointing.load_checkpoint(stopped / "checkpoint-000006")
     assert state["draw"] == 12 and state["log"] == (stopped / "log.jsonl").stat().st_size
     assert {"model", "ema", "optimizer", "scaler", "random", "config", "facts"} <= state.keys()
     torch.manual_seed(5)
-    before = checkpoints.random_state()
+    before = checkpointing.random_state()
     values = torch.rand(3)
-    checkpoints.set_random_state(before)
+    checkpointing.set_random_state(before)
     assert torch.equal(torch.rand(3), values)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import randomise, relative_error, tiny_overrides
+from conftest import randomize, relative_error, tiny_overrides
 from test_hub import UNUSUAL
 
 import hatlib
@@ -22,7 +22,7 @@ Auto = transformers.AutoModelForImageToImage
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_round_trip(arch, dtype, tmp_path):
-    model = randomise(hatlib.create_model(arch, **tiny_overrides(arch))).to(dtype).eval()
+    model = randomize(hatlib.create_model(arch, **tiny_overrides(arch))).to(dtype).eval()
     model.save_pretrained(tmp_path / "a")
     theirs = Auto.from_pretrained(tmp_path / "a")
     assert isinstance(theirs, HatlibForImageSuperResolution) and theirs.dtype == dtype
@@ -35,7 +35,7 @@ def test_round_trip(arch, dtype, tmp_path):
 
 @pytest.mark.parametrize("option", UNUSUAL, ids=str)
 def test_equal_outputs_of_all_loaders(option, tmp_path):
-    model = randomise(HAT(**{**TINY, **option})).eval()
+    model = randomize(HAT(**{**TINY, **option})).eval()
     model.save_pretrained(tmp_path / "a")
     theirs = Auto.from_pretrained(tmp_path / "a")
     theirs.save_pretrained(tmp_path / "b")

@@ -13,7 +13,7 @@ from conftest import tiny_overrides
 from PIL import Image
 
 from hatlib.training import Config, load_config
-from hatlib.training.checkpoint import load_checkpoint
+from hatlib.training.checkpointing import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,7 +72,7 @@ def write_config(file: Path, photos: Path, out: Path, **changes) -> str:
 # A training that kills itself as `kill -9` does: when it comes to an update, or in the middle of writing a checkpoint.
 KILLED = """
 import os, signal, sys
-import hatlib.training.checkpoint as checkpoint, hatlib.training.loop as loop
+import hatlib.training.checkpointing as checkpoint, hatlib.training.loop as loop
 from hatlib.training import main
 
 def kill():

@@ -11,7 +11,7 @@ from hatlib.errors import HatlibError
 
 __all__ = ["density", "diffusion_index", "gini"]
 
-# Added to the normalised map, so that its zeros count as little rather than as nothing.
+# Added to the normalized map, so that its zeros count as little rather than as nothing.
 FLOOR = 1e-7
 # Least standard deviation in pixels of the smoothing: below it, the density is the map itself.
 NARROWEST = 0.25
@@ -84,11 +84,11 @@ def _scott_bandwidth(weights: Tensor) -> Tensor:
     """Covariance (2, 2) of the smoothing, in pixels; zero if a single pixel has all the weight."""
     grid = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in weights.shape), indexing="ij")
     positions, w = torch.stack(grid, -1).flatten(0, 1), weights.flatten()
-    centred = positions - w @ positions
+    centerd = positions - w @ positions
     concentration = w.square().sum()  # one over the effective number of pixels
     if concentration >= 1:
         return torch.zeros(2, 2, dtype=torch.float64)
-    covariance = (centred * w[:, None]).T @ centred / (1 - concentration)  # unbiased
+    covariance = (centerd * w[:, None]).T @ centerd / (1 - concentration)  # unbiased
     return covariance * concentration ** (1 / 3)  # n ** (-1 / (d + 4)) squared, with d = 2
 
 

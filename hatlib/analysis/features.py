@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from hatlib.analysis._input import network_input
 from hatlib.errors import HatlibError
-from hatlib.inference.upscaler import evaluating
+from hatlib.inference.upscaler import eval_mode
 
 __all__ = ["feature_maps"]
 
@@ -31,6 +31,6 @@ def feature_maps(model: nn.Module, image: Tensor) -> list[Tensor]:
             f"{type(model).__name__} has no forward_intermediates, timm's way to the features inside a network."
         )
     image = network_input(image, model, "feature_maps")
-    with evaluating(model):
+    with eval_mode(model):
         maps = model.forward_intermediates(image[None], intermediates_only=True)
     return [feature[0].float().cpu() for feature in maps]

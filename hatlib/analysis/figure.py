@@ -70,7 +70,7 @@ def draw_lam(
             Panel(_windowed(_rgb(first.image), first.window, first.scale), [f"input, {width}x{height}"]),
         ]
     ]
-    backdrop = (rgb_to_y(enlarged / 255) / 255)[0]  # without colours, among which red would be lost
+    backdrop = (rgb_to_y(enlarged / 255) / 255)[0]  # without colors, among which red would be lost
     for name, result in results.items():
         smooth = density(result.map)
         over = [_over(heat, backdrop, alpha) for heat in (result.map, smooth / smooth.max())]
@@ -113,7 +113,7 @@ def draw_features(path: str | os.PathLike, features: Mapping[str, tuple[Sequence
 
 
 def white_to_red(heat: Tensor) -> Tensor:
-    """A map in [0, 1] as colours: 0 is white, 1 is red.
+    """A map in [0, 1] as colors: 0 is white, 1 is red.
 
     Shape: (h, w) -> (3, h, w), uint8
     """
@@ -166,7 +166,7 @@ def _around(image: Tensor, window: Window) -> PILImage.Image:
 
 
 def _over(heat: Tensor, image: Tensor, alpha: float) -> Tensor:
-    """A map (h, w) in [0, 1] as colours over a gray image (s * h, s * w) in [0, 1]: (3, s * h, s * w), uint8."""
+    """A map (h, w) in [0, 1] as colors over a gray image (s * h, s * w) in [0, 1]: (3, s * h, s * w), uint8."""
     scale = image.shape[0] // heat.shape[0]
-    colours = white_to_red(heat).repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    return ((1 - alpha) * colours + alpha * 255 * image).round().byte()
+    colors = white_to_red(heat).repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    return ((1 - alpha) * colors + alpha * 255 * image).round().byte()

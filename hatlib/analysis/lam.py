@@ -18,10 +18,10 @@ from hatlib.analysis._input import network_input
 from hatlib.analysis.diffusion import diffusion_index, gini
 from hatlib.errors import HatlibError
 from hatlib.inference.memory import is_out_of_memory
-from hatlib.inference.upscaler import evaluating
-from hatlib.models._base import RestorationModel
+from hatlib.inference.upscaler import eval_mode
+from hatlib.models.base import RestorationModel
 
-__all__ = ["Attribution", "Window", "blur_path", "centre_window", "edge_strength", "lam"]
+__all__ = ["Attribution", "Window", "blur_path", "center_window", "edge_strength", "lam"]
 
 Window = tuple[int, int, int]
 """Left, top and side of a square, in pixels of the output."""
@@ -117,7 +117,7 @@ def lam(
         results = _ends(model, ends)
         found = _scale(ends, results, scale)
         height, width = results.shape[2:]
-        window = centre_window(height, width) if window is None else checked_window(window, height, width, "the output")
+        window = center_window(height, width) if window is None else checked_window(window, height, width, "the output")
         start, end = edge_strength(results.cpu().double(), window).tolist()  # not every device has float64
         sigmas = torch.linspace(sigma, 0, fold + 1, dtype=torch.float64).tolist()
         points, weights = integration(blur_path(image, sigmas, kernel_size), rule)
@@ -135,14 +135,14 @@ def lam(
             raise HatlibError(
                 f"No pixel of the input changes the edges in the window {window} of the output: choose another window."
             )
-        normalised = magnitude / magnitude.max()
+        normalized = magnitude / magnitude.max()
         difference = end - start
         error = abs(total.sum().item() - difference)
         return Attribution(
-            map=normalised,
+            map=normalized,
             attribution=total,
-            gini=gini(normalised),
-            di=diffusion_index(normalised),
+            gini=gini(normalized),
+            di=diffusion_index(normalized),
             completeness=error / abs(difference) if difference else float("inf" if error else 0),
             difference=difference,
             image=image.cpu(),
@@ -247,7 +247,7 @@ def _is_ours(model: nn.Module) -> bool:
     return getattr(model.forward, "__func__", None) is RestorationModel.forward and not any(hooks)
 
 
-def centre_window(height: int, width: int, side: int = 16) -> Window:
+def center_window(height: int, width: int, side: int = 16) -> Window:
     """The window in the middle of an output of this size, smaller if the output is."""
     side = min(side, height, width)
     return (width - side) // 2, (height - side) // 2, side
@@ -283,7 +283,7 @@ def check_options(sigma: float, fold: int, kernel_size: int, rule: str, batch: i
 def frozen(model: nn.Module) -> Iterator[None]:
     """Eval mode, and parameters without gradients, within the block."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    with evaluating(model):
+    with eval_mode(model):
         try:
             for parameter in trained:
                 parameter.requires_grad_(False)

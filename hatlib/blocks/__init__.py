@@ -3,10 +3,7 @@
 from hatlib.blocks.attention import ChannelAttention, OverlapCrossAttention, WindowAttention
 from hatlib.blocks.group import AttentionGroup, residual_conv, run_block
 from hatlib.blocks.hat import CAB, HAB, OCAB, RHAG
-from hatlib.blocks.rcab import RCAB, ResBlock, ResidualGroup
-from hatlib.blocks.softmax_attention import attend
-from hatlib.blocks.swin import RSTB, STL
-from hatlib.blocks.upsample import (
+from hatlib.blocks.heads import (
     NearestConvHead,
     PixelShuffleConvHead,
     PixelShuffleDirectHead,
@@ -15,6 +12,9 @@ from hatlib.blocks.upsample import (
     SameSizeHead,
     create_head,
 )
+from hatlib.blocks.rcab import RCAB, ResBlock, ResidualGroup
+from hatlib.blocks.softmax_attention import attend
+from hatlib.blocks.swin import RSTB, STL
 from hatlib.blocks.window import (
     overlap_relative_position_index,
     overlap_window_partition,

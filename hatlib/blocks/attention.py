@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatlib.blocks.softmax_attention import attend
-from hatlib.blocks.strips import strips, tiles, working_in_strips
+from hatlib.blocks.strips import strips, tiles, use_strips
 from hatlib.blocks.window import (
     check_window_multiple,
     overlap_relative_position_index,
@@ -124,17 +124,17 @@ class WindowAttention(nn.Module):
             self._windows(part, bias if kind == 0 else bias + penalty[kind], overwrite=True) if part.numel() else part
             for kind, part in enumerate(parts)
         ]
-        if working_in_strips(self):
+        if use_strips(self):
             return x
         return torch.cat([torch.cat(done[:2], 2), torch.cat(done[2:], 2)], 1)
 
     def _windows(self, x: Tensor, bias: Tensor, overwrite: bool = False) -> Tensor:
         """Attention in the windows of a map, all with the same bias (heads, N, N) or each with its own."""
-        if not working_in_strips(self):
+        if not use_strips(self):
             return self._tile(x, bias, self.qkv, self.proj)
         qkv, proj = self.qkv, self.proj
         if is_plain(qkv) and is_plain(proj):
-            qkv, proj = widened(qkv.weight, qkv.bias, 3 * self.num_heads), widened_after(proj, self.num_heads)
+            qkv, proj = pad_heads(qkv.weight, qkv.bias, 3 * self.num_heads), pad_head_inputs(proj, self.num_heads)
         out = x if overwrite else torch.empty_like(x)
         images, height, width = x.shape[:3]
         for rows, columns in tiles(height, width, images * 3 * self.dim * x.itemsize, self.window_size):
@@ -154,7 +154,7 @@ class OverlapCrossAttention(nn.Module):
     """Cross-attention from each window to the larger window around it, with relative position bias (OCA).
 
     Queries come from windows of side w, keys and values from windows of side (1 + overlap_ratio) * w with the same
-    centre; what lies beyond the border is zero and is attended to as well. HAT, section 3.2.3.
+    center; what lies beyond the border is zero and is attended to as well. HAT, section 3.2.3.
     (B, H, W, C) -> (B, H, W, C).
 
     Args:
@@ -203,13 +203,13 @@ class OverlapCrossAttention(nn.Module):
         height, width = x.shape[1:3]
         bias = position_bias(self.relative_position_bias_table, self.relative_position_index)
         pad = (self.overlap_size - self.window_size) // 2
-        if not (working_in_strips(self) and is_plain(self.qkv) and is_plain(self.proj)):
+        if not (use_strips(self) and is_plain(self.qkv) and is_plain(self.proj)):
             q, kv = self.qkv(x).split([self.dim, 2 * self.dim], dim=-1)
             return self._tile(q, F.pad(kv, (0, 0, pad, pad, pad, pad)), bias, self.proj)
         weights = self.qkv.weight.split([self.dim, 2 * self.dim])
         biases = [None, None] if self.qkv.bias is None else self.qkv.bias.split([self.dim, 2 * self.dim])
-        to_q, to_kv = (widened(w, b, h * self.num_heads) for w, b, h in zip(weights, biases, (1, 2), strict=True))
-        proj = widened_after(self.proj, self.num_heads)
+        to_q, to_kv = (pad_heads(w, b, h * self.num_heads) for w, b, h in zip(weights, biases, (1, 2), strict=True))
+        proj = pad_head_inputs(self.proj, self.num_heads)
         # Keys and values of the whole map, padded; queries and the overlapping windows a tile at a time.
         images, w = x.shape[0], self.window_size
         channels = 2 * self.num_heads * -(-self.dim // self.num_heads // VECTOR) * VECTOR
@@ -258,7 +258,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.attention(x)
-        return x.mul_(weight) if self.inplace and working_in_strips(self) else x * weight
+        return x.mul_(weight) if self.inplace and use_strips(self) else x * weight
 
 
 def is_plain(layer: nn.Module) -> bool:
@@ -266,12 +266,12 @@ def is_plain(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
-def widened(weight: Tensor, bias: Tensor | None, heads: int) -> Projection:
+def pad_heads(weight: Tensor, bias: Tensor | None, heads: int) -> Projection:
     """A projection to `heads` heads, each filled up with channels of zero to whole vectors."""
     return partial(F.linear, weight=_fill(weight, heads, 0), bias=None if bias is None else _fill(bias, heads, 0))
 
 
-def widened_after(proj: nn.Linear, heads: int) -> Projection:
+def pad_head_inputs(proj: nn.Linear, heads: int) -> Projection:
     """The projection after attention, for heads that were filled up."""
     return partial(F.linear, weight=_fill(proj.weight, heads, 1), bias=proj.bias)
 

@@ -54,7 +54,7 @@ class ResidualGroup(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Residual block without normalisation: x + res_scale * conv(ReLU(conv(x))). EDSR, section 3.1.
+    """Residual block without normalization: x + res_scale * conv(ReLU(conv(x))). EDSR, section 3.1.
 
     (B, C, H, W) -> (B, C, H, W).
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-__all__ = ["add_in_strips", "enlarge_in_strips", "strips", "tiles", "working_in_strips"]
+__all__ = ["add_in_strips", "apply_in_strips", "strips", "tiles", "use_strips"]
 
 # Bound of the largest temporary of a strip: about a core's cache.
 STRIP_BYTES = 3 * 2**19
@@ -18,7 +18,7 @@ STRIP_BYTES = 3 * 2**19
 HALO_STRIP_BYTES = 64 * 2**20
 
 
-def working_in_strips(module: nn.Module) -> bool:
+def use_strips(module: nn.Module) -> bool:
     """Whether a module may work in strips: in eager mode without gradients, and without dropout.
 
     With dropout, random numbers drawn strip by strip would be others than those drawn for the whole map, and the two
@@ -55,14 +55,14 @@ def add_in_strips(module: nn.Module, x: Tensor, function: Callable[[Tensor], Ten
         function: (B, h, W, C) -> (B, h, W, C).
         width: channels of its largest temporary.
     """
-    if not working_in_strips(module):
+    if not use_strips(module):
         return x + function(x)
     for rows in strips(x.shape[1], x.shape[0] * x.shape[2] * width * x.itemsize):
         x[:, rows] += function(x[:, rows])
     return x
 
 
-def enlarge_in_strips(
+def apply_in_strips(
     module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor, scale: int, halo: int, width: int
 ) -> Tensor:
     """function(x), for convolutions that enlarge (B, C, H, W) to (B, C', scale * H, scale * W).
@@ -75,7 +75,7 @@ def enlarge_in_strips(
         halo: rows of x beyond its own that a row of the result depends on.
         width: channels of the largest temporary, counted at the size of x.
     """
-    if not working_in_strips(module):
+    if not use_strips(module):
         return function(x)
     height = x.shape[2]
     parts = list(strips(height, x.shape[0] * x.shape[3] * width * x.itemsize, budget=HALO_STRIP_BYTES))

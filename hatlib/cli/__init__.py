@@ -11,10 +11,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from hatlib.cli import convert, evaluate, finetune, interruption, lam, models, upscale
+from hatlib import signals
+from hatlib.cli import convert, data, evaluate, finetune, lam, models, upscale
 from hatlib.errors import HatlibError
 
-COMMANDS = (upscale, models, convert, evaluate, lam, finetune)
+COMMANDS = (upscale, models, convert, evaluate, lam, finetune, data)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_parser(commands)
     args = parser.parse_args(argv)
     try:
-        with interruption.watched():
+        with signals.raise_on_signal():
             return args.run(args)
     except HatlibError as error:
         print(f"hatlib: {error}", file=sys.stderr)

@@ -14,7 +14,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "convert",
         help="convert weights between .pth, .safetensors and saved directories",
         description="Convert weights between checkpoints (.pth), .safetensors and saved directories. The architecture "
-        "is recognised. OUTPUT is a weight file if it ends in .pth, .pt or .safetensors, else a directory.",
+        "is detected. OUTPUT is a weight file if it ends in .pth, .pt or .safetensors, else a directory.",
     )
     parser.add_argument("input", type=Path, metavar="INPUT", help="a weight file or a saved directory")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="a weight file or a directory")
@@ -38,10 +38,11 @@ def run(args: argparse.Namespace) -> int:
     """Loads, converts and writes."""
     import torch
 
-    from hatlib.checkpoint import SUFFIXES, load_checkpoint, write_state_dict
+    from hatlib.checkpoint import WEIGHT_SUFFIXES, write_state_dict
     from hatlib.hub import PretrainedModel
+    from hatlib.load import load_checkpoint
 
-    to_file = args.output.suffix in SUFFIXES
+    to_file = args.output.suffix in WEIGHT_SUFFIXES
     if args.layout == "published" and not to_file:
         raise HatlibError("A saved directory has hatlib's layout; for the published one name a .pth or .safetensors.")
     if args.output.exists() and not args.overwrite and (to_file or any(args.output.iterdir())):

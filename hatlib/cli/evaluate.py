@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hatlib.cli import interruption
+from hatlib import signals
 from hatlib.errors import HatlibError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from hatlib.data import ImagePairs
-    from hatlib.evaluation import Contender, Evaluation
+    from hatlib.evaluation import Candidate, Evaluation
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -81,17 +81,17 @@ def run(args: argparse.Namespace) -> int:
         _leave_processes()
 
 
-def _evaluate(args: argparse.Namespace, rows: list[Contender], data: dict[str, ImagePairs]) -> int:
+def _evaluate(args: argparse.Namespace, rows: list[Candidate], data: dict[str, ImagePairs]) -> int:
+    from hatlib.atomic import write_text
     from hatlib.evaluation import as_json, as_table, evaluate
     from hatlib.evaluation.report import per_image_table
-    from hatlib.imageio.atomic import atomic_path
 
     main_process = os.environ.get("RANK", "0") == "0"
     with progress_bar(main_process) as progress:
         task = progress.add_task("images", total=None)
 
         def done(count: int, total: int) -> None:
-            interruption.check()
+            signals.check()
             progress.update(task, completed=count, total=total)
 
         evaluation = evaluate(
@@ -108,8 +108,7 @@ def _evaluate(args: argparse.Namespace, rows: list[Contender], data: dict[str, I
             print(per_image_table(evaluation), end="\n\n")
         print(as_table(evaluation), flush=True)
         if args.json is not None:
-            with atomic_path(args.json) as temporary:
-                temporary.write_text(as_json(evaluation), encoding="utf-8")
+            write_text(args.json, as_json(evaluation))
         _report_failures(evaluation)
         if args.plot is not None:
             _plot(args, rows, data, evaluation)
@@ -125,7 +124,7 @@ def _data(args: argparse.Namespace, scale: int) -> dict[str, ImagePairs]:
     return open_benchmarks(args.data, scale, args.lr)
 
 
-def _plot(args: argparse.Namespace, rows: list[Contender], data: dict[str, ImagePairs], evaluation: Evaluation) -> None:
+def _plot(args: argparse.Namespace, rows: list[Candidate], data: dict[str, ImagePairs], evaluation: Evaluation) -> None:
     from hatlib.evaluation.sheet import draw_sheet, sheet_rows
 
     drawn = sheet_rows(rows, data, evaluation, args.plot_images)

@@ -42,7 +42,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains, prints the metrics before and after, draws a picture of both."""
     from hatlib.evaluation import as_table
-    from hatlib.training import compare, finetune_config, train
+    from hatlib.training import compare_with_start, finetune_config, train
 
     given = {
         "train.batch": args.batch,
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         overrides=overrides + args.set,
     )
     outcome = train(config, "auto")
-    comparison = compare(config, outcome)
+    comparison = compare_with_start(config, outcome)
     print(f"\n{as_table(comparison.evaluation)}\n\n{comparison.sheet}")
     if comparison.gain > 0:
         print(f"{comparison.gain:+.3f} dB. The model is in '{outcome.model}'.")

@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hatlib.cli import interruption
+from hatlib import signals
 from hatlib.cli.evaluate import progress_bar
 from hatlib.errors import HatlibError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from hatlib.analysis.compare import Comparison
+    from hatlib.analysis.comparison import LamComparison
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -58,14 +58,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Attributes, prints the indices, writes the files; 1 if an image or a model failed."""
-    from hatlib.analysis.compare import compare, load_subject
+    from hatlib.analysis.comparison import compare_attributions, load_input
     from hatlib.analysis.figure import draw_lam
 
     folder = args.image.is_dir()
     files = _files(args.image)
     _check(args, folder, files.values())
     models, scale = _models(args)
-    load = partial(load_subject, scale=scale, window=args.window, is_lr=args.lr, crop=args.crop)
+    load = partial(load_input, scale=scale, window=args.window, is_lr=args.lr, crop=args.crop)
     options = dict(
         scale=scale, sigma=args.sigma, fold=args.fold, kernel_size=args.kernel, rule=args.rule, batch=args.batch
     )
@@ -74,14 +74,14 @@ def run(args: argparse.Namespace) -> int:
         task = progress.add_task("attributions", total=None)
 
         def done(count: float, total: int) -> None:
-            interruption.check()
+            signals.check()
             progress.update(task, completed=count, total=total)
 
-        for row in compare(models, files, load, done, **options):
+        for row in compare_attributions(models, files, load, done, **options):
             if not folder and not row.results:
                 raise HatlibError(row.errors[0])
             if not folder and args.output is not None:
-                draw_lam(args.output, row.results, row.subject.hr, args.alpha)
+                draw_lam(args.output, row.results, row.lam_input.hr, args.alpha)
             rows.append(_figures(row, scale))
     _report(args, rows, {"scale": scale, "lr": args.lr, "crop": args.crop, **options}, folder)
     return 1 if any(row["errors"] for row in rows) else 0
@@ -134,26 +134,26 @@ def _files(image: Path) -> dict[str, Path]:
 
 def _models(args: argparse.Namespace) -> tuple[dict[str, nn.Module], int]:
     """The networks by name, where they shall run, and their scale."""
-    from hatlib.analysis.compare import Bicubic
+    from hatlib.analysis.comparison import Bicubic
+    from hatlib.device import resolve_device
     from hatlib.evaluation import resolve_models
-    from hatlib.inference.upscaler import checked_device, default_device
 
-    device = checked_device(args.device or default_device())
+    device = resolve_device(args.device)
     specs = args.models or ["hat_t_x4"]
-    contenders, scale = resolve_models(specs, args.scale)
-    models = {c.name: c.model or Bicubic(scale) for c in contenders if c.model is not None or "bicubic" in specs}
+    candidates, scale = resolve_models(specs, args.scale)
+    models = {c.name: c.model or Bicubic(scale) for c in candidates if c.model is not None or "bicubic" in specs}
     return {name: model.to(device) for name, model in models.items()}, scale
 
 
-def _figures(row: Comparison, scale: int) -> dict[str, Any]:
+def _figures(row: LamComparison, scale: int) -> dict[str, Any]:
     """What is told of an image; the maps are not kept. The window is that in the whole output."""
     values = ("di", "gini", "completeness", "difference", "gradients")
     place = {"input": None, "origin": None, "window": None}
-    if subject := row.subject:
-        x, y, side = subject.window
-        left, top = subject.origin
+    if lam_input := row.lam_input:
+        x, y, side = lam_input.window
+        left, top = lam_input.origin
         place = {
-            "input": list(subject.lr.shape[1:]),
+            "input": list(lam_input.lr.shape[1:]),
             "origin": [left, top],
             "window": [x + left * scale, y + top * scale, side],
         }
@@ -162,22 +162,19 @@ def _figures(row: Comparison, scale: int) -> dict[str, Any]:
 
 
 def _report(args: argparse.Namespace, rows: list[dict[str, Any]], options: dict[str, Any], folder: bool) -> None:
-    from hatlib.analysis.compare import as_csv
+    from hatlib.analysis.comparison import as_csv
+    from hatlib.atomic import write_text
     from hatlib.evaluation.report import markdown
-    from hatlib.imageio.atomic import atomic_path
 
     done = [row for row in rows if row["models"]]
     if args.json is not None:
-        with atomic_path(args.json) as temporary:
-            content = json.dumps({**options, "images": rows}, indent=1, ensure_ascii=False) + "\n"
-            temporary.write_text(content, encoding="utf-8")
+        write_text(args.json, json.dumps({**options, "images": rows}, indent=1, ensure_ascii=False) + "\n")
     if folder and done:
         table = as_csv({row["image"]: {name: v["di"] for name, v in row["models"].items()} for row in done})
         if args.output is None:
             print(table, end="", flush=True)
         else:
-            with atomic_path(args.output) as temporary:
-                temporary.write_text(table, encoding="utf-8")
+            write_text(args.output, table)
     elif done:
         lines = [[n, f"{v['di']:.2f}", f"{v['completeness']:.2%}"] for n, v in done[0]["models"].items()]
         print(markdown(["model", "diffusion index", "error of the sum"], lines), flush=True)

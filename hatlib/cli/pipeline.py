@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hatlib.cli import interruption
-from hatlib.cli.plan import Task
-from hatlib.errors import HatlibError, described
+from hatlib import signals
+from hatlib.cli.plan import Job
+from hatlib.errors import HatlibError, describe_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,18 +34,18 @@ class Pipeline:
         resize: what to resize the results by, for a scale that no model has.
         quality: of JPEG and WebP.
         jobs: images to read ahead, and to write behind.
-        look: called with each image's path and header before it is upscaled.
-        report: called with the path of each finished result.
+        on_header: called with each image's path and header before it is upscaled.
+        on_result: called with the path of each finished result.
     """
 
     upscaler: Upscaler
     resize: float = 1.0
     quality: int = 95
     jobs: int = 2
-    look: Callable[[Path, Header], None] = lambda path, header: None
-    report: Callable[[Path], None] = lambda path: None
+    on_header: Callable[[Path, Header], None] = lambda path, header: None
+    on_result: Callable[[Path], None] = lambda path: None
 
-    def run(self, tasks: list[Task], progress: Progress) -> list[HatlibError]:
+    def run(self, tasks: list[Job], progress: Progress) -> list[HatlibError]:
         """Does all tasks in order and returns what went wrong; an interruption leaves whole files only."""
         failures: list[HatlibError] = []
         bar = progress.add_task("images", total=len(tasks), visible=len(tasks) > 1)
@@ -53,13 +53,13 @@ class Pipeline:
         left = iter(tasks)
         readers, writers = ThreadPoolExecutor(self.jobs), ThreadPoolExecutor(self.jobs)
 
-        def settle(most: int) -> None:
+        def wait(most: int) -> None:
             """Waits until no more than `most` results are being written."""
             while len(behind) > most:
                 target, written = behind.popleft()
-                with collected(failures):
+                with collect_errors(failures):
                     written.result()
-                    self.report(target)
+                    self.on_result(target)
                 progress.advance(bar)
 
         try:
@@ -68,26 +68,26 @@ class Pipeline:
                     ahead.append((task, readers.submit(self._read, task)))
                 if not ahead:
                     break
-                interruption.check()
+                signals.check()
                 task, read = ahead.popleft()
-                with collected(failures):
+                with collect_errors(failures):
                     behind.append((task.target, self._upscale(task, read.result(), writers, progress)))
-                    settle(self.jobs - 1)
+                    wait(self.jobs - 1)
                     continue
                 progress.advance(bar)
         finally:
             readers.shutdown(wait=False, cancel_futures=True)
-            settle(0)  # what is computed is also written
+            wait(0)  # what is computed is also written
             writers.shutdown()
         return failures
 
-    def _read(self, task: Task) -> Image | ImageReader:
+    def _read(self, task: Job) -> Image | ImageReader:
         """Reads an image, or opens it if its result is to be streamed; refuses early what can't be written."""
         from hatlib.imageio import ROW_WISE, check_output, open_image
 
         if isinstance(task.target, HatlibError):
             raise task.target
-        with explained(task.source, self.upscaler):
+        with explain_errors(task.source, self.upscaler):
             reader = open_image(task.source)
             header = reader.header.enlarged(self.upscaler.scale)
             kind = check_output(task.target, header)
@@ -97,19 +97,19 @@ class Pipeline:
                 return reader.image()
 
     def _upscale(
-        self, task: Task, image: Image | ImageReader, writers: ThreadPoolExecutor, progress: Progress
+        self, task: Job, image: Image | ImageReader, writers: ThreadPoolExecutor, progress: Progress
     ) -> Future:
         from hatlib.imageio import Image
 
-        self.look(task.source, image.header)
+        self.on_header(task.source, image.header)
         bar = progress.add_task(task.source.name, total=None)
 
         def tile_done(done: int, total: int) -> None:
-            interruption.check()
+            signals.check()
             progress.update(bar, completed=done, total=total)
 
         try:
-            with explained(task.source, self.upscaler):
+            with explain_errors(task.source, self.upscaler):
                 if isinstance(image, Image):
                     pixels = self._resized(self.upscaler(image.pixels, progress=tile_done))
                     return writers.submit(self._write, task, image.with_pixels(pixels))
@@ -120,10 +120,10 @@ class Pipeline:
         finally:
             progress.remove_task(bar)
 
-    def _write(self, task: Task, image: Image) -> None:
+    def _write(self, task: Job, image: Image) -> None:
         from hatlib.imageio import write_image
 
-        with explained(task.source, self.upscaler):
+        with explain_errors(task.source, self.upscaler):
             write_image(task.target, image, quality=self.quality)
 
     def _stream(self, reader: ImageReader, target: Path, tile_done: Callable[[int, int], None]) -> None:
@@ -140,7 +140,7 @@ class Pipeline:
         import numpy as np
         import torch
 
-        from hatlib.data.imresize import imresize
+        from hatlib.blocks.imresize import imresize
 
         top = np.iinfo(pixels.dtype).max
         x = torch.from_numpy(np.moveaxis(pixels, 2, 0).astype(np.float32) / top)
@@ -150,7 +150,7 @@ class Pipeline:
 
 
 @contextmanager
-def collected(failures: list[HatlibError]) -> Iterator[None]:
+def collect_errors(failures: list[HatlibError]) -> Iterator[None]:
     """Adds an error to the list instead of raising it."""
     try:
         yield
@@ -159,7 +159,7 @@ def collected(failures: list[HatlibError]) -> Iterator[None]:
 
 
 @contextmanager
-def explained(source: Path, upscaler: Upscaler) -> Iterator[None]:
+def explain_errors(source: Path, upscaler: Upscaler) -> Iterator[None]:
     """Makes whatever goes wrong with an image an error that names it, so that the others are done nevertheless."""
     from hatlib.inference.memory import is_out_of_memory
 
@@ -171,4 +171,4 @@ def explained(source: Path, upscaler: Upscaler) -> Iterator[None]:
         if is_out_of_memory(error):
             hint = f"Not enough memory for '{source}': choose a smaller --tile than {upscaler.tile}."
             raise HatlibError(hint) from error
-        raise HatlibError(f"Cannot upscale '{source}': {described(error)}.") from error
+        raise HatlibError(f"Cannot upscale '{source}': {describe_error(error)}.") from error

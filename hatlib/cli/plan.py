@@ -14,7 +14,7 @@ Name = Callable[[Path], str]
 """Gives the file name of the result for an input."""
 
 
-class Task(NamedTuple):
+class Job(NamedTuple):
     """An input and where its result goes, or the reason why it can't go anywhere."""
 
     source: Path
@@ -28,7 +28,7 @@ def plan(
     folder_suffix: str,
     overwrite: bool = False,
     share: tuple[int, int] = (0, 1),
-) -> tuple[list[Task], int]:
+) -> tuple[list[Job], int]:
     """Finds the images and names their results.
 
     A file's result lies beside it, that of a folder in FOLDER + suffix under the same relative names; with `output`
@@ -71,13 +71,13 @@ def plan(
                 f"'{owner}' and '{source}' would both become '{target}': rename one, or keep the formats apart by "
                 "--format same."
             )
-            tasks.append(Task(source, error))
+            tasks.append(Job(source, error))
         else:
-            tasks.append(Task(source, target))
+            tasks.append(Job(source, target))
     return _unfinished(tasks[share[0] :: share[1]], overwrite)
 
 
-def _unfinished(tasks: list[Task], overwrite: bool) -> tuple[list[Task], int]:
+def _unfinished(tasks: list[Job], overwrite: bool) -> tuple[list[Job], int]:
     """Leaves out what is done, and makes the folders for the rest."""
     from hatlib.imageio import check_output
 
@@ -92,13 +92,13 @@ def _unfinished(tasks: list[Task], overwrite: bool) -> tuple[list[Task], int]:
             if _exists(target) and not overwrite:
                 skipped += 1
             else:
-                left.append(Task(source, target))
+                left.append(Job(source, target))
         except HatlibError as error:
-            left.append(Task(source, error))
+            left.append(Job(source, error))
     return left, skipped
 
 
-def _single(source: Path, output: Path | None, name: Name) -> Task:
+def _single(source: Path, output: Path | None, name: Name) -> Job:
     from hatlib.imageio import check_output
 
     target = output or source.parent
@@ -106,12 +106,12 @@ def _single(source: Path, output: Path | None, name: Name) -> Task:
         target = target / name(source)
     check_output(target)
     _refuse_itself(source, target)
-    return Task(source, target)
+    return Job(source, target)
 
 
 def _expand(entry: str, output: Path | None, folder_suffix: str) -> Iterator[tuple[Path, Path]]:
     """The images that an argument names, sorted, each with the folder of its result."""
-    from hatlib.imageio import SUFFIXES
+    from hatlib.imageio import IMAGE_SUFFIXES
 
     path = Path(entry)
     if path.is_file():
@@ -127,10 +127,10 @@ def _expand(entry: str, output: Path | None, folder_suffix: str) -> Iterator[tup
         files = [found for found in map(Path, sorted(glob.glob(entry, recursive=True))) if found.is_file()]
     else:
         raise HatlibError(f"There is no file or folder '{entry}'.")
-    files = [file for file in files if file.suffix.lower() in SUFFIXES]
+    files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         what = "The folder" if path.is_dir() else "The pattern"
-        raise HatlibError(f"{what} '{entry}' holds no images ({', '.join(SUFFIXES)}).")
+        raise HatlibError(f"{what} '{entry}' holds no images ({', '.join(IMAGE_SUFFIXES)}).")
     for file in files:
         yield file, (target / file.relative_to(root).parent if target is not None else file.parent)
 

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         remove_stale(folder)
     hints: dict[str, str] = {}
 
-    def look(path: Path, header: Header) -> None:
+    def note_jpeg(path: Path, header: Header) -> None:
         if header.kind == "jpeg" and task == "sr":
             hints.setdefault("jpeg", _jpeg_hint(path, label))
 
@@ -88,8 +88,8 @@ def run(args: argparse.Namespace) -> int:
             resize=scale / model.upscale,
             quality=args.quality,
             jobs=args.jobs,
-            look=look,
-            report=lambda path: print(path, flush=True),
+            on_header=note_jpeg,
+            on_result=lambda path: print(path, flush=True),
         )
         failures = pipeline.run(tasks, progress)
     for hint in filter(None, hints.values()):
@@ -141,7 +141,7 @@ def _load(args: argparse.Namespace) -> tuple[nn.Module, str, str]:
     if args.checkpoint is not None and args.model is None:
         label = args.checkpoint.stem
         if args.checkpoint.suffix.lower() == ".onnx":
-            from hatlib.inference import OnnxModel
+            from hatlib.engines import OnnxModel
 
             return _fitting(OnnxModel(args.checkpoint), args.scale), label, ""
         with warnings.catch_warnings(record=True) as caught:
@@ -193,8 +193,8 @@ def model_of_scale(name: str, scale: float) -> str:
 def _upscaler(args: argparse.Namespace, model: nn.Module) -> Upscaler:
     import torch
 
+    from hatlib.device import resolve_device
     from hatlib.inference import Upscaler
-    from hatlib.inference.upscaler import default_device
 
     return Upscaler(
         model,
@@ -203,7 +203,7 @@ def _upscaler(args: argparse.Namespace, model: nn.Module) -> Upscaler:
         batch=args.batch,
         self_ensemble=args.self_ensemble,
         dtype=None if args.dtype == "float32" else getattr(torch, args.dtype),
-        device=args.device or default_device(),
+        device=resolve_device(args.device),
     )
 
 

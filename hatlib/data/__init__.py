@@ -3,9 +3,9 @@
 `python -m hatlib.data` cuts images into patches and checks data sets.
 """
 
+from hatlib.blocks.imresize import imresize
 from hatlib.data.datasets import ImagePairs, Pair, TrainingPatches, benchmark_folders, open_benchmarks
 from hatlib.data.files import ImageIndex, index_images, read_rgb
-from hatlib.data.imresize import imresize
 from hatlib.data.sampler import EndlessSampler, training_loader
 
 __all__ = [

@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hatlib.data.files import ImageIndex, index_images, named_briefly, read_gray, read_rgb
-from hatlib.data.imresize import imresize
+from hatlib.blocks.imresize import imresize
+from hatlib.data.files import ImageIndex, index_images, read_gray, read_rgb, shorten_names
 from hatlib.errors import HatlibError
 
 __all__ = ["ImagePairs", "Pair", "TrainingPatches", "benchmark_folders", "open_benchmarks"]
@@ -83,7 +83,7 @@ class ImagePairs(Dataset):
         self.unreadable = [self.hr[int(i)] for i in np.flatnonzero(~readable)]
         if self.unreadable and not (skip_unreadable and readable.any()):
             raise HatlibError(
-                f"{len(self.unreadable)} images of '{hr}' can't be read: {named_briefly(self.unreadable)}."
+                f"{len(self.unreadable)} images of '{hr}' can't be read: {shorten_names(self.unreadable)}."
             )
         if self.unreadable:
             self.hr = self.hr.subset(np.flatnonzero(readable))
@@ -104,20 +104,20 @@ class ImagePairs(Dataset):
             said = {match[1] for name in lr if (match := re.search(r"[xX](\d)\.\w+$", name))} - {str(self.scale)}
             raise HatlibError(
                 f"{len(gaps)} of {len(self.hr)} images of '{self.hr.root}' have no partner in '{lr.root}', such as "
-                f"NAME.png or NAMEx{self.scale}.png: {named_briefly(gaps)}."
+                f"NAME.png or NAMEx{self.scale}.png: {shorten_names(gaps)}."
                 + (f" The names there end in x{', x'.join(sorted(said))}: is x{self.scale} the scale?" if said else "")
             )
         if several := [name for name, matches in zip(self.hr, found, strict=True) if len(matches) > 1]:
             first = [lr[i] for i in next(matches for matches in found if len(matches) > 1)]
             raise HatlibError(
                 f"{len(several)} images of '{self.hr.root}' have several partners in '{lr.root}': {several[0]} has "
-                f"{named_briefly(first)}."
+                f"{shorten_names(first)}."
             )
         used = [matches[0] for matches in found]
         if every and (extra := sorted(set(range(len(lr))) - set(used))):
             raise HatlibError(
                 f"{len(extra)} of {len(lr)} images of '{lr.root}' belong to no image of '{self.hr.root}': "
-                f"{named_briefly([lr[i] for i in extra])}."
+                f"{shorten_names([lr[i] for i in extra])}."
             )
         if len(set(used)) < len(used):
             twice = next(i for i in used if used.count(i) > 1)
@@ -129,7 +129,7 @@ class ImagePairs(Dataset):
         if small := [self.hr[int(i)] for i in np.flatnonzero(expected.min(1) == 0)]:
             raise HatlibError(
                 f"{len(small)} images of '{self.hr.root}' are smaller than the scale x{self.scale}: "
-                f"{named_briefly(small)}."
+                f"{shorten_names(small)}."
             )
         if self.lr is None:
             return
@@ -141,7 +141,7 @@ class ImagePairs(Dataset):
         if wrong:
             raise HatlibError(
                 f"{len(wrong)} images of '{self.lr.root}' are not 1/{self.scale} of those of '{self.hr.root}'; is x"
-                f"{self.scale} the scale? {named_briefly(wrong, 3)}."
+                f"{self.scale} the scale? {shorten_names(wrong, 3)}."
             )
 
     def __len__(self) -> int:

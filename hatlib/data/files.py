@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hatlib.atomic import atomic_path
 from hatlib.errors import HatlibError
-from hatlib.imageio import SUFFIXES, read_image
+from hatlib.imageio import IMAGE_SUFFIXES, read_image
 
-__all__ = ["ImageIndex", "image_size", "index_images", "named_briefly", "read_gray", "read_rgb"]
+__all__ = ["ImageIndex", "image_size", "index_images", "read_gray", "read_rgb", "shorten_names"]
 
-KEPT_FROM = 1000
+MIN_CACHED_IMAGES = 1000
 """Folders of fewer images are scanned anew each time, which takes less than a second."""
 
 _VERSION = 1
@@ -66,7 +66,7 @@ def read_rgb(path: str | os.PathLike) -> Tensor:
 
 
 def read_gray(path: str | os.PathLike) -> Tensor:
-    """Reads an 8-bit image as gray: colours become their BT.601 luma in the full range, as everywhere but in metrics.
+    """Reads an 8-bit image as gray: colors become their BT.601 luma in the full range, as everywhere but in metrics.
 
     Shape: (1, H, W), uint8
 
@@ -164,7 +164,7 @@ def index_images(
         if not names:
             raise HatlibError(f"The list of files for '{root}' is empty.")
         if missing := [name for name in names if not (root / name).is_file()]:
-            raise HatlibError(f"{len(missing)} listed files are not in '{root}': {named_briefly(missing)}.")
+            raise HatlibError(f"{len(missing)} listed files are not in '{root}': {shorten_names(missing)}.")
         return ImageIndex(root, names, _read_sizes(root, names, progress))
     kept_file = _cache_file(root, cache)
     kept = _load(kept_file)
@@ -177,16 +177,16 @@ def index_images(
         sizes_by_name = zip(kept["names"], kept["sizes"].tolist(), strict=True)
         known = {name: size for name, size in sizes_by_name if os.path.dirname(name) in same}
     if not names:
-        raise HatlibError(f"The folder '{root}' holds no images ({', '.join(SUFFIXES)}).")
+        raise HatlibError(f"The folder '{root}' holds no images ({', '.join(IMAGE_SUFFIXES)}).")
     new = [name for name in names if name not in known]
     known.update(zip(new, _read_sizes(root, new, progress).tolist(), strict=True))
     sizes = np.array([known[name] for name in names], np.int32)
-    if len(names) >= KEPT_FROM:
+    if len(names) >= MIN_CACHED_IMAGES:
         _save(kept_file, names, sizes, folders)
     return ImageIndex(root, names, sizes)
 
 
-def named_briefly(names: Sequence[Any], limit: int = 5) -> str:
+def shorten_names(names: Sequence[Any], limit: int = 5) -> str:
     """'a, b, c and 4 more'."""
     shown = ", ".join(map(str, names[:limit]))
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
@@ -208,7 +208,7 @@ def _scan(root: Path) -> tuple[list[str], list[tuple[str, int]]]:
         relative = os.path.relpath(place, root) if place != str(root) else ""
         folders.append((relative, _mtime(Path(place))))
         for file in files:
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in SUFFIXES:
+            if not file.startswith(".") and os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES:
                 names.append(os.path.join(relative, file))
     return sorted(names), folders
 
@@ -267,17 +267,16 @@ def _save(file: Path, names: Sequence[str], sizes: np.ndarray, folders: Sequence
     def joined(strings: Iterable[str]) -> np.ndarray:
         return np.frombuffer(b"\0".join(map(os.fsencode, strings)), np.uint8)
 
-    temporary = file.with_name(f".{uuid.uuid4().hex}.npz")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(
-            temporary,
-            version=_VERSION,
-            names=joined(names),
-            sizes=sizes,
-            folders=joined(name for name, _ in folders),
-            mtimes=np.array([mtime for _, mtime in folders], np.int64),
-        )
-        os.replace(temporary, file)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+        with atomic_path(file) as temporary, temporary.open("wb") as target:
+            np.savez(
+                target,
+                version=_VERSION,
+                names=joined(names),
+                sizes=sizes,
+                folders=joined(name for name, _ in folders),
+                mtimes=np.array([mtime for _, mtime in folders], np.int64),
+            )
+    except (OSError, HatlibError):
+        pass

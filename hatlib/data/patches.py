@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hatlib.atomic import write_text
 from hatlib.data.datasets import ImagePairs
 from hatlib.data.files import ImageIndex, index_images
 from hatlib.errors import HatlibError
 from hatlib.imageio import Image, read_image, write_image
-from hatlib.imageio.atomic import atomic_path
 
 __all__ = ["Extraction", "extract_patches", "patch_starts"]
 
@@ -149,5 +149,4 @@ def _check_record(output: Path, settings: dict[str, object]) -> None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HatlibError(f"Cannot make the folder '{output}': {error.strerror}.") from error
-    with atomic_path(record) as temporary:
-        temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    write_text(record, json.dumps(settings, indent=1) + "\n")

@@ -74,12 +74,12 @@ def training_loader(
     """
     if workers:
         context = "forkserver" if os.name == "posix" else "spawn"
-        kwargs = {"multiprocessing_context": context, "worker_init_fn": attend_parent, **kwargs}
+        kwargs = {"multiprocessing_context": context, "worker_init_fn": exit_with_parent, **kwargs}
     sampler = EndlessSampler(len(patches), seed, start)
     return DataLoader(patches, batch_size, sampler=sampler, num_workers=workers, **kwargs)
 
 
-def attend_parent(worker: int) -> None:
+def exit_with_parent(worker: int) -> None:
     """Ties a worker to the process that reads from it.
 
     A terminal sends Ctrl-C to all processes, and a batch system SIGTERM, but the parent still needs its workers to

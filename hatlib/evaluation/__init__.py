@@ -3,13 +3,13 @@
 The library behind `hatlib evaluate`.
 """
 
-from hatlib.evaluation.models import Contender, bicubic, bicubic_luma, resolve_models
+from hatlib.evaluation.candidates import Candidate, bicubic, bicubic_luma, resolve_models
 from hatlib.evaluation.protocol import Evaluation, ImageResult, Summary, evaluate
 from hatlib.evaluation.report import as_json, as_table
 from hatlib.evaluation.sheet import SheetRow, draw_sheet, sheet_rows
 
 __all__ = [
-    "Contender",
+    "Candidate",
     "Evaluation",
     "ImageResult",
     "SheetRow",

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from hatlib.data import ImagePairs
-from hatlib.errors import HatlibError, described
-from hatlib.evaluation.models import Contender, bicubic
+from hatlib.device import resolve_device
+from hatlib.errors import HatlibError, describe_error
+from hatlib.evaluation.candidates import Candidate, bicubic
 from hatlib.imageio import Image, write_image
 from hatlib.inference import Upscaler, ensemble
 from hatlib.inference.memory import is_out_of_memory
@@ -81,7 +82,7 @@ class Evaluation:
 
 
 def evaluate(
-    rows: Sequence[Contender],
+    rows: Sequence[Candidate],
     data: Mapping[str, ImagePairs],
     *,
     device: str | torch.device | None = None,
@@ -133,7 +134,7 @@ def evaluate(
 
 
 def restore(
-    row: Contender, scale: int, device: torch.device, tile: int | None = None, self_ensemble: bool = False
+    row: Candidate, scale: int, device: torch.device, tile: int | None = None, self_ensemble: bool = False
 ) -> Callable[[Tensor], Tensor]:
     """What a row does to a uint8 image (3, H, W): gives (3, scale * H, scale * W), uint8."""
     run = _runner(row, scale, device, tile, self_ensemble)
@@ -142,15 +143,7 @@ def restore(
 
 def _processes(device: str | torch.device | None) -> tuple[int, int, torch.device]:
     """Number of this process, of all, and where this one runs."""
-    if device is not None:
-        try:
-            place = torch.device(device)
-        except RuntimeError as error:
-            raise HatlibError(f"There is no device '{device}': try cpu, cuda or mps.") from error
-    elif torch.cuda.is_available():
-        place = torch.device("cuda")
-    else:
-        place = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    place = resolve_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) < 2:
         return 0, 1, place
     from accelerate import PartialState
@@ -160,7 +153,7 @@ def _processes(device: str | torch.device | None) -> tuple[int, int, torch.devic
 
 
 def _runner(
-    row: Contender, scale: int, device: torch.device, tile: int | None, self_ensemble: bool
+    row: Candidate, scale: int, device: torch.device, tile: int | None, self_ensemble: bool
 ) -> Callable[[Tensor], Tensor]:
     """uint8 (1, 3, H, W) -> the result, uint8 or float in [0, 1], on the CPU."""
     if row.model is None:
@@ -212,12 +205,12 @@ def _measure(
             if is_out_of_memory(error):
                 reason = f"Not enough memory for '{image}' of {data}: choose a smaller --tile."
             else:
-                reason = f"{model} fails on '{image}' of {data}: {described(error)}."
+                reason = f"{model} fails on '{image}' of {data}: {describe_error(error)}."
             results.append(ImageResult(data, image, model, error=reason))
     return results
 
 
-def _summary(data: str, row: Contender, results: Sequence[ImageResult]) -> Summary:
+def _summary(data: str, row: Candidate, results: Sequence[ImageResult]) -> Summary:
     own = [r for r in results if r.data == data and r.model == row.name]
     failed = sum(r.error is not None for r in own)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from hatlib.evaluation.protocol import Evaluation
+from hatlib.version import __version__
 
 __all__ = ["as_json", "as_table", "per_image_table"]
 
@@ -45,10 +46,8 @@ def per_image_table(evaluation: Evaluation) -> str:
 
 def as_json(evaluation: Evaluation) -> str:
     """Everything, with full digits; an infinite PSNR (equal images) is the string "inf", what is missing is null."""
-    import hatlib
-
     content = {
-        "hatlib": hatlib.__version__,
+        "hatlib": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "protocol": PROTOCOL,

@@ -14,7 +14,7 @@ from torch.nn.functional import avg_pool2d
 
 from hatlib.data import ImagePairs
 from hatlib.errors import HatlibError
-from hatlib.evaluation.models import Contender
+from hatlib.evaluation.candidates import Candidate
 from hatlib.evaluation.protocol import Evaluation, restore
 from hatlib.imageio import Image, write_image
 from hatlib.imageio.drawing import Panel, draw_row, framed, stacked, to_pil
@@ -49,7 +49,7 @@ class SheetRow:
 
 
 def sheet_rows(
-    rows: Sequence[Contender],
+    rows: Sequence[Candidate],
     data: Mapping[str, ImagePairs],
     evaluation: Evaluation,
     names: Sequence[str] = (),
@@ -135,12 +135,12 @@ def _draw_row(row: SheetRow, crop: int, column: int) -> PILImage.Image:
     tiles += [(name, figures, part(image)) for name, (image, figures) in row.results.items()]
     tiles.append(("HR", f"{row.hr.shape[2]}x{row.hr.shape[1]}", part(row.hr)))
 
-    whole = to_pil(row.hr)
+    full = to_pil(row.hr)
     width = _thumbnail_width(row)
-    zoom = width / whole.width
-    whole = whole.resize((width, max(round(whole.height * zoom), 1)), PILImage.Resampling.LANCZOS)
-    whole = framed(whole, [v * zoom for v in (left, top, left + side, top + side)])
-    return draw_row([Panel(whole, [row.title], column), *(Panel(tile, lines) for *lines, tile in tiles)])
+    zoom = width / full.width
+    full = full.resize((width, max(round(full.height * zoom), 1)), PILImage.Resampling.LANCZOS)
+    full = framed(full, [v * zoom for v in (left, top, left + side, top + side)])
+    return draw_row([Panel(full, [row.title], column), *(Panel(tile, lines) for *lines, tile in tiles)])
 
 
 def _thumbnail_width(row: SheetRow) -> int:

@@ -3,14 +3,13 @@
 `read_image` and `write_image` for images that fit into memory, `open_image` and `image_writer` for rows of any.
 """
 
-from hatlib.imageio.atomic import remove_stale
-from hatlib.imageio.image import SUFFIXES, Header, Image
+from hatlib.imageio.image import IMAGE_SUFFIXES, Header, Image
 from hatlib.imageio.read import ImageReader, open_image, read_image
 from hatlib.imageio.write import ROW_WISE, ImageWriter, check_output, image_writer, write_image
 
 __all__ = [
+    "IMAGE_SUFFIXES",
     "ROW_WISE",
-    "SUFFIXES",
     "Header",
     "Image",
     "ImageReader",
@@ -19,6 +18,5 @@ __all__ = [
     "image_writer",
     "open_image",
     "read_image",
-    "remove_stale",
     "write_image",
 ]

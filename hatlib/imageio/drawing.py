@@ -66,12 +66,12 @@ def stacked(rows: Sequence[PILImage.Image]) -> np.ndarray:
 
 
 def framed(
-    image: PILImage.Image, box: Sequence[float], colour: tuple[int, int, int] = FRAME, width: int = 2
+    image: PILImage.Image, box: Sequence[float], color: tuple[int, int, int] = FRAME, width: int = 2
 ) -> PILImage.Image:
     """The picture with a frame around the box (left, top, right, bottom); drawn into the picture itself."""
     from PIL import ImageDraw
 
-    ImageDraw.Draw(image).rectangle([round(value) for value in box], outline=colour, width=width)
+    ImageDraw.Draw(image).rectangle([round(value) for value in box], outline=color, width=width)
     return image
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from hatlib.errors import HatlibError
 
-SUFFIXES = {
+IMAGE_SUFFIXES = {
     ".png": "png",
     ".jpg": "jpeg",
     ".jpeg": "jpeg",
@@ -36,10 +36,10 @@ class Header:
         width: columns.
         channels: 1 gray, 2 gray + alpha, 3 RGB, 4 RGB + alpha (not premultiplied).
         dtype: uint8 or uint16.
-        metadata: ICC profile, EXIF, XMP, IPTC and text under libvips' names, and PNG's colour chunks as `png-colour`;
+        metadata: ICC profile, EXIF, XMP, IPTC and text under libvips' names, and PNG's color chunks as `png-color`;
             never the orientation, which is already applied to the pixels.
         resolution: horizontal and vertical pixels per millimetre.
-        kind: format of the file, one of the values of `SUFFIXES`, or None for an image that is from no file.
+        kind: format of the file, one of the values of `IMAGE_SUFFIXES`, or None for an image that is from no file.
     """
 
     height: int

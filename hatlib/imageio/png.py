@@ -1,4 +1,4 @@
-"""What libvips does not tell of PNG files: animation, colour chunks, and what exactly is wrong with a damaged one."""
+"""What libvips does not tell of PNG files: animation, color chunks, and what exactly is wrong with a damaged one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEADER_END = len(SIGNATURE) + 25  # the signature and the chunk IHDR
-COLOUR_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")
-_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # by colour type
+COLOR_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")
+_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # by color type
 _BLOCK = 2**24
-_LONGEST = 2**26  # a colour chunk is short, and a damaged length must not ask for memory
+_LONGEST = 2**26  # a color chunk is short, and a damaged length must not ask for memory
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
@@ -39,10 +39,10 @@ def is_animated(path: Path) -> bool:
         return any(name == b"acTL" for name, _ in _chunks(file))
 
 
-def colour_chunks(path: Path) -> bytes:
-    """The chunks that say what the samples mean (`COLOUR_CHUNKS`), as they stand in the file."""
+def color_chunks(path: Path) -> bytes:
+    """The chunks that say what the samples mean (`COLOR_CHUNKS`), as they stand in the file."""
     with path.open("rb") as file:
-        found = [(name, _data(file, length)) for name, length in _chunks(file) if name in COLOUR_CHUNKS]
+        found = [(name, _data(file, length)) for name, length in _chunks(file) if name in COLOR_CHUNKS]
     return b"".join(chunk(name, data) for name, data in found if data)
 
 
@@ -50,7 +50,7 @@ def gamma_exponent(chunks: bytes) -> float | None:
     """What to raise samples in [0, 1] to so that they have the usual gamma of 1 / 2.2; None if they have it.
 
     Args:
-        chunks: as by `colour_chunks`. A chunk sRGB or cICP overrides gAMA.
+        chunks: as by `color_chunks`. A chunk sRGB or cICP overrides gAMA.
     """
     if b"sRGB" in chunks or b"cICP" in chunks or b"gAMA" not in chunks:
         return None
@@ -60,17 +60,17 @@ def gamma_exponent(chunks: bytes) -> float | None:
     return None if abs(exponent - 1) < 0.02 else exponent
 
 
-def apply_gamma(pixels: np.ndarray, exponent: float, colours: int) -> np.ndarray:
-    """Raises the first `colours` channels of whole-number pixels (H, W, C) to an exponent."""
+def apply_gamma(pixels: np.ndarray, exponent: float, colors: int) -> np.ndarray:
+    """Raises the first `colors` channels of whole-number pixels (H, W, C) to an exponent."""
     top = np.iinfo(pixels.dtype).max
     table = np.round((np.arange(top + 1) / top) ** exponent * top).astype(pixels.dtype)
     pixels = pixels.copy()
-    pixels[:, :, :colours] = table[pixels[:, :, :colours]]
+    pixels[:, :, :colors] = table[pixels[:, :, :colors]]
     return pixels
 
 
 def insert_after_header(path: Path, chunks: bytes) -> None:
-    """Inserts chunks into a PNG file where colour chunks belong, and removes nothing."""
+    """Inserts chunks into a PNG file where color chunks belong, and removes nothing."""
     with path.open("rb+") as file:
         position = os.fstat(file.fileno()).st_size
         while position > HEADER_END:  # from the end, so that nothing is overwritten before it is moved
@@ -105,9 +105,9 @@ def damage(path: Path) -> str | None:
             if name == b"IHDR" and len(data) == 13:
                 depth, kind = data[8], data[9]
                 if kind not in _DEPTHS:
-                    return f"colour type {kind} does not exist"
+                    return f"color type {kind} does not exist"
                 if depth not in _DEPTHS[kind]:
-                    return f"there are no {depth} bits per sample with colour type {kind}"
+                    return f"there are no {depth} bits per sample with color type {kind}"
             pixels |= name == b"IDAT" and length > 0
             finished = name == b"IEND"
     return None if pixels else "it holds no pixels (no chunk IDAT)"

@@ -25,7 +25,7 @@ _VIPS_MODES = {
     ("uchar", "srgb"): 4,
     ("ushort", "grey16"): 2,
     ("ushort", "rgb16"): 4,
-}  # (sample type, colour space): most channels, the last of an even number being alpha
+}  # (sample type, color space): most channels, the last of an even number being alpha
 
 _KEPT_FIELDS = re.compile(
     r"icc-profile-data|exif-.+|xmp-data|iptc-data|photoshop-data|png-comment-.+|image-description|resolution-unit"
@@ -35,9 +35,9 @@ _KEPT_FIELDS = re.compile(
 def read_image(path: str | os.PathLike) -> Image:
     """Reads a PNG, JPEG, WebP, TIFF, BMP or PNM file, known by its content and not by its name.
 
-    Palettes become RGB, gray of fewer than 8 bits becomes 8 bits, a transparent colour becomes an alpha channel,
-    premultiplied colours become plain ones, and the EXIF orientation is applied. What would lose something is refused:
-    several pages, animation, CMYK and Lab, floating point, 16-bit colour PNM.
+    Palettes become RGB, gray of fewer than 8 bits becomes 8 bits, a transparent color becomes an alpha channel,
+    premultiplied colors become plain ones, and the EXIF orientation is applied. What would lose something is refused:
+    several pages, animation, CMYK and Lab, floating point, 16-bit color PNM.
 
     Shape:
         pixels: (H, W, C), C of 1 to 4, uint8 or uint16.
@@ -166,8 +166,8 @@ def _open_vips(path: Path, kind: str) -> ImageReader:
         metadata = {name: vips.get(name) for name in vips.get_fields() if _KEPT_FIELDS.fullmatch(name)}
     except pyvips.Error as error:
         raise _unreadable(path, error) from error
-    if kind == "png" and (chunks := png.colour_chunks(path)):
-        metadata["png-colour"] = chunks
+    if kind == "png" and (chunks := png.color_chunks(path)):
+        metadata["png-color"] = chunks
     dtype = np.dtype(np.uint16 if vips.format == "ushort" else np.uint8)
     header = Header(vips.height, vips.width, vips.bands, dtype, metadata, (vips.xres, vips.yres), kind)
     return ImageReader(path, header, vips)
@@ -201,7 +201,7 @@ def _open_pillow(path: Path, kind: str) -> ImageReader:
             _refuse_huge(path, pil.width, pil.height)
             if wide and pil.mode == "RGB":  # Pillow would drop the lower 8 bits
                 raise HatlibError(
-                    f"'{path}' is a 16-bit colour PNM, of which 8 would be lost: convert it to PNG or TIFF."
+                    f"'{path}' is a 16-bit color PNM, of which 8 would be lost: convert it to PNG or TIFF."
                 )
             pil.load()
             if pil.mode in ("P", "1"):

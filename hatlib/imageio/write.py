@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hatlib.atomic import atomic_path
 from hatlib.errors import HatlibError
 from hatlib.imageio import png
-from hatlib.imageio.atomic import atomic_path
-from hatlib.imageio.image import SUFFIXES, Header, Image
+from hatlib.imageio.image import IMAGE_SUFFIXES, Header, Image
 from hatlib.imageio.read import vips_reason
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def write_image(path: str | os.PathLike, image: Image, *, quality: int = 95) -> 
     the metadata. BMP and PNM hold 8 bits without alpha and no metadata. An existing file is replaced.
 
     Args:
-        path: the file, with a suffix of `SUFFIXES`.
+        path: the file, with a suffix of `IMAGE_SUFFIXES`.
         image: pixels and metadata.
         quality: 1 to 100, for JPEG and WebP.
 
@@ -63,9 +63,9 @@ def check_output(path: str | os.PathLike, header: Header | None = None) -> str:
         HatlibError: for an unknown suffix, a folder that does not exist, or an image that the format can't hold.
     """
     path = Path(path)
-    kind = SUFFIXES.get(path.suffix.lower())
+    kind = IMAGE_SUFFIXES.get(path.suffix.lower())
     if kind is None:
-        raise HatlibError(f"Cannot write '{path}': its name must end in one of {', '.join(SUFFIXES)}.")
+        raise HatlibError(f"Cannot write '{path}': its name must end in one of {', '.join(IMAGE_SUFFIXES)}.")
     try:
         if path.is_dir():
             raise HatlibError(f"Cannot write '{path}': it is a folder.")
@@ -105,9 +105,9 @@ class ImageWriter:
         self._thread = threading.Thread(target=self._encode, args=(source, path, temporary, quality), daemon=True)
         self._thread.start()
         self._deflate = zlib.compressobj(0)
-        colour = {1: 0, 2: 4, 3: 2, 4: 6}[header.channels]
+        color = {1: 0, 2: 4, 3: 2, 4: 6}[header.channels]
         size = header.width.to_bytes(4, "big") + header.height.to_bytes(4, "big")
-        self._send(png.SIGNATURE + png.chunk(b"IHDR", size + bytes((header.bits, colour, 0, 0, 0))))
+        self._send(png.SIGNATURE + png.chunk(b"IHDR", size + bytes((header.bits, color, 0, 0, 0))))
 
     def write(self, rows: np.ndarray) -> None:
         """Writes the next rows, an array (rows, W, C) of the header's type.
@@ -209,16 +209,16 @@ def _vips_image(pixels: np.ndarray) -> pyvips.Image:
 def _save_vips(path: Path, temporary: Path, vips: pyvips.Image, header: Header, kind: str, quality: int) -> None:
     import pyvips
 
-    wide, colour = header.bits == 16, header.channels > 2
+    wide, color = header.bits == 16, header.channels > 2
     vips = vips.copy(
-        interpretation=(("grey16", "rgb16") if wide else ("b-w", "srgb"))[colour],
+        interpretation=(("grey16", "rgb16") if wide else ("b-w", "srgb"))[color],
         xres=header.resolution[0],
         yres=header.resolution[1],
     )
     kinds = pyvips.GValue
     types = {bytes: kinds.blob_type, str: kinds.gstr_type, int: kinds.gint_type, float: kinds.gdouble_type}
     for name, value in header.metadata.items():
-        if name != "png-colour":
+        if name != "png-color":
             vips.set_type(types[type(value)], name, value)
     if "exif-data" in header.metadata:  # which still says how the camera was held; the pixels are upright by now
         vips.set_type(kinds.gint_type, "orientation", 1)
@@ -228,19 +228,19 @@ def _save_vips(path: Path, temporary: Path, vips: pyvips.Image, header: Header, 
         elif kind == "jpeg":
             vips.jpegsave(str(temporary), Q=quality, optimize_coding=True)
         elif kind == "webp":
-            _with_colour_profile(vips, header).webpsave(str(temporary), Q=quality)
+            _with_color_profile(vips, header).webpsave(str(temporary), Q=quality)
         else:
             size = header.height * header.width * header.channels * header.bits // 8
             large = size > 2**31  # offsets of 32 bits end at 4 GiB, compressed or not
             vips.tiffsave(str(temporary), compression="deflate", predictor="horizontal", bigtiff=large)
     except pyvips.Error as error:
         raise HatlibError(f"Cannot write '{path}': {vips_reason(error, temporary)}.") from error
-    if kind == "png" and "icc-profile-data" not in header.metadata and (chunks := header.metadata.get("png-colour")):
+    if kind == "png" and "icc-profile-data" not in header.metadata and (chunks := header.metadata.get("png-color")):
         png.insert_after_header(temporary, chunks)
 
 
-def _with_colour_profile(vips: pyvips.Image, header: Header) -> pyvips.Image:
-    """WebP knows no gray, so a gray profile would be one for the wrong number of channels: to sRGB with its colours."""
+def _with_color_profile(vips: pyvips.Image, header: Header) -> pyvips.Image:
+    """WebP knows no gray, so a gray profile would be one for the wrong number of channels: to sRGB with its colors."""
     profile = header.metadata.get("icc-profile-data", b"")
     if header.channels > 2 or profile[16:20] != b"GRAY":
         return vips
@@ -251,7 +251,7 @@ def _usual_gamma(pixels: np.ndarray, header: Header, kind: str) -> np.ndarray:
     """Samples of a PNG with a gamma of its own, for a format that can't tell of it."""
     if kind == "png" or "icc-profile-data" in header.metadata:
         return pixels
-    exponent = png.gamma_exponent(header.metadata.get("png-colour", b""))
+    exponent = png.gamma_exponent(header.metadata.get("png-color", b""))
     return pixels if exponent is None else png.apply_gamma(pixels, exponent, header.channels - header.has_alpha)
 
 

@@ -1,13 +1,11 @@
-"""Running a model on images: any size, whole or in blended tiles, gray, colour and alpha, in memory or beyond it."""
+"""Running a model on images: any size, whole or in blended tiles, gray, color and alpha, in memory or beyond it."""
 
 from hatlib.inference.memory import auto_tile, free_bytes
-from hatlib.inference.onnx import OnnxModel
 from hatlib.inference.runner import default_overlap
 from hatlib.inference.tiling import Span, blend_weights, tile_spans, tiled, tiled_strips
 from hatlib.inference.upscaler import Upscaler
 
 __all__ = [
-    "OnnxModel",
     "Span",
     "Upscaler",
     "auto_tile",

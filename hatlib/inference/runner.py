@@ -34,12 +34,12 @@ class TileRunner:
         if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
             raise HatlibError(f"A model runs in float32, float16 or bfloat16 here, not in {dtype}.")
         self.model, self.dtype, self.ensemble = model, dtype, ensemble
-        self.scale, self.multiple, self.overlap = model.upscale, window_of(model), default_overlap(model)
+        self.scale, self.multiple, self.overlap = model.upscale, tile_multiple(model), default_overlap(model)
         self.limit: int | None = None
         self.one_by_one = False
 
     @property
-    def like(self) -> torch.Tensor:
+    def reference(self) -> torch.Tensor:
         """An empty tensor of the model's device and type."""
         parameter = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
         return parameter.detach().new_empty(0)
@@ -59,13 +59,13 @@ class TileRunner:
                 if not is_out_of_memory(error):
                     raise
             # Outside the handler, so that the exception no longer holds on to the tensors that filled the memory.
-            self._ask_for_less(x)
+            self._reduce_tile(x)
             return self(x)
         overlap = min(self.overlap, self.limit // 2 // self.multiple * self.multiple)
         return tiled(self, x, scale=self.scale, tile=self.limit, overlap=overlap, multiple=self.multiple)
 
-    def _ask_for_less(self, x: torch.Tensor) -> None:
-        if self.like.is_cuda:
+    def _reduce_tile(self, x: torch.Tensor) -> None:
+        if self.reference.is_cuda:
             torch.cuda.empty_cache()
         if x.shape[0] > 1:
             self.one_by_one = True
@@ -83,20 +83,20 @@ class TileRunner:
         if half and not torch.isfinite(y).all():
             _logger.warning("The model overflows in float16: going on in float32.")
             self.dtype = None
-            if self.like.dtype == torch.float16:
+            if self.reference.dtype == torch.float16:
                 self.model = copy.deepcopy(self.model).float()  # the caller's stays as it is
             y = self._forward(x)
         return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
 
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
-        like = self.like
+        reference = self.reference
         if self.dtype in (torch.float16, torch.bfloat16):
-            with torch.autocast(like.device.type, self.dtype):
-                return self.model(x.to(like))
-        return self.model(x.to(like))
+            with torch.autocast(reference.device.type, self.dtype):
+                return self.model(x.to(reference))
+        return self.model(x.to(reference))
 
 
-def window_of(model: Any) -> int:
+def tile_multiple(model: Any) -> int:
     """The multiple at which tiles should start, so that the model's windows lie as in the whole image; 1 if none."""
     inner = getattr(model, "model", None)  # of a wrapper, as of foreign models
     for owner in (model, inner):
@@ -107,14 +107,14 @@ def window_of(model: Any) -> int:
 
 
 def default_overlap(model: nn.Module) -> int:
-    """Pixels that neighbouring tiles share unless told otherwise, from what the model's layers see.
+    """Pixels that neighboring tiles share unless told otherwise, from what the model's layers see.
 
     A network of windows: two windows, the reach of a shifted block to both sides. A network of convolutions: twice the
     radius that matters, which is not the sum of the kernels' radii but grows with the square root of their number (Luo
     et al., arXiv 1701.04128): two standard deviations of the sum of independent steps, each uniform over a kernel; from
     8 to 64. 32 if there are no convolutions to be seen, as in an ONNX model.
     """
-    window = window_of(model)
+    window = tile_multiple(model)
     if window > 1:
         return max(16, 2 * window)
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d)]

@@ -28,11 +28,11 @@ def tile_spans(length: int, tile: int | None, overlap: int = 0, multiple: int = 
     Args:
         length: pixels of the axis.
         tile: largest tile, rounded down to a multiple; None is one tile for all.
-        overlap: least number of pixels that neighbours share, rounded up to a multiple.
+        overlap: least number of pixels that neighbors share, rounded up to a multiple.
         multiple: tiles start at multiples of this, usually the model's window.
 
     Returns:
-        The tiles in order; the first starts at 0, the last stops at `length`, neighbours share at least `overlap`.
+        The tiles in order; the first starts at 0, the last stops at `length`, neighbors share at least `overlap`.
 
     Raises:
         HatlibError: if the tile is not larger than the overlap.
@@ -97,11 +97,11 @@ def tiled_strips(
     Args:
         function: maps (B, C, h, w) to (B, C', scale * h, scale * w), any h and w.
         read: read(start, stop) gives these rows of the image, (B, C, stop - start, W); it is asked from top to bottom,
-            and for rows that neighbouring tiles share twice.
+            and for rows that neighboring tiles share twice.
         size: height and width of the image.
         scale: enlargement of the function.
         tile: largest tile in input pixels, None for the whole image.
-        overlap: least number of input pixels that neighbouring tiles share.
+        overlap: least number of input pixels that neighboring tiles share.
         multiple: tiles start at multiples of this.
         batch: tiles of a row that are handed to the function at once, if of equal size.
         progress: called as progress(done, total) after each tile.
@@ -116,7 +116,7 @@ def tiled_strips(
     columns = tile_spans(size[1], tile, overlap, multiple)
     row_weights = blend_weights(rows, scale)
     column_weights = blend_weights(columns, scale)
-    groups = _equal_neighbours(columns, batch)
+    groups = _equal_neighbors(columns, batch)
     done, total = 0, len(rows) * len(columns)
     carried = None  # rows of the result that the next row of tiles adds to
     for i, (top, bottom) in enumerate(rows):
@@ -175,7 +175,7 @@ def tiled(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, **o
     return result
 
 
-def _equal_neighbours(spans: list[Span], batch: int) -> list[list[int]]:
+def _equal_neighbors(spans: list[Span], batch: int) -> list[list[int]]:
     """Indices of the tiles of an axis, in groups of up to `batch` of equal length."""
     groups: list[list[int]] = []
     for index, span in enumerate(spans):

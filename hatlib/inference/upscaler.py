@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,10 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from hatlib.device import resolve_device
 from hatlib.errors import HatlibError
-from hatlib.inference.alpha import bound_by_neighbours, fill_transparent
+from hatlib.inference.alpha import clamp_to_neighbors, fill_transparent
 from hatlib.inference.memory import auto_tile
-from hatlib.inference.runner import TileRunner, default_overlap, window_of
+from hatlib.inference.runner import TileRunner, default_overlap, tile_multiple
 from hatlib.inference.tiling import tile_spans, tiled, tiled_strips
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ class Upscaler:
 
     A gray image through an RGB model is repeated in three channels, and the mean of the three results is taken: they
     differ by the model's noise alone, which the mean reduces most. Alpha goes through the same model apart from the
-    colours, so that both have equally sharp edges, bounded by the alpha around it; colours under full transparency are
-    replaced by their visible neighbours' beforehand. The model runs in eval mode under `torch.inference_mode`, and its
+    colors, so that both have equally sharp edges, bounded by the alpha around it; colors under full transparency are
+    replaced by their visible neighbors' beforehand. The model runs in eval mode under `torch.inference_mode`, and its
     modes are restored. If memory runs out, the tile is halved and the work goes on; if float16 overflows, it goes on in
     float32; both are logged as warnings.
 
@@ -68,7 +68,7 @@ class Upscaler:
             raise HatlibError(f"A tile is 1 or more pixels, None or 'auto', not {tile!r}.")
         if (overlap is not None and overlap < 0) or batch < 1:
             raise HatlibError(f"An overlap is 0 or more pixels and a batch 1 or more, not {overlap} and {batch}.")
-        self.multiple = window_of(model)
+        self.multiple = tile_multiple(model)
         if (fixed := getattr(model, "fixed_size", None)) and (tile is None or tile == "auto" or tile > min(fixed)):
             tile = min(fixed)
         self.model, self.scale, self.tile, self.overlap, self.batch = model, scale, tile, overlap, batch
@@ -76,7 +76,7 @@ class Upscaler:
         if isinstance(tile, int):
             tile_spans(tile + 1, tile, self._overlap(tile), self.multiple)  # refuses impossible combinations
         if device is not None:
-            model.to(checked_device(device))
+            model.to(resolve_device(device))
         self._runner = TileRunner(model, dtype, self_ensemble)
 
     def __call__(self, image: Any, *, progress: Progress | None = None) -> Any:
@@ -113,7 +113,7 @@ class Upscaler:
     ) -> Iterator[np.ndarray]:
         """Upscales an image that need not fit into memory, and neither need the result: a row of tiles at a time.
 
-        Equal to a call with the whole array, but for colours under full transparency, which are drawn from the tile
+        Equal to a call with the whole array, but for colors under full transparency, which are drawn from the tile
         instead of the image.
 
         Args:
@@ -130,7 +130,7 @@ class Upscaler:
             HatlibError: as a call does.
         """
         rows = _Rows(read)
-        with evaluating(self.model):
+        with eval_mode(self.model):
             for strip in tiled_strips(
                 self._any_channels,
                 rows,
@@ -148,10 +148,10 @@ class Upscaler:
             function = self._with_alpha
         else:
             function = self._any_channels
-        with evaluating(self.model):
+        with eval_mode(self.model):
             y = tiled(function, x, **self._tiling(*x.shape[2:], progress)).clamp(0, 1)
         if self._has_alpha(x.shape[1]):  # again, for blended weights sum to one but for a last bit
-            y[:, -1:] = bound_by_neighbours(y[:, -1:], x[:, -1:].clamp(0, 1), self.scale)
+            y[:, -1:] = clamp_to_neighbors(y[:, -1:], x[:, -1:].clamp(0, 1), self.scale)
         return y
 
     def _has_alpha(self, channels: int) -> bool:
@@ -169,19 +169,19 @@ class Upscaler:
         raise HatlibError(f"The model takes {self.in_chans} channels, the image has {channels}.")
 
     def _with_alpha(self, x: torch.Tensor) -> torch.Tensor:
-        colour, alpha = x[:, :-1], x[:, -1:]
-        large = self._any_channels(colour)
+        color, alpha = x[:, :-1], x[:, -1:]
+        large = self._any_channels(color)
         if (alpha == alpha[:, :, :1, :1]).all():  # opaque or empty, mostly: half the work
             opacity = alpha[:, :, :1, :1].expand(-1, -1, *large.shape[2:]).to(large)
         else:
             opacity = self._runner(alpha.expand(-1, self.in_chans, -1, -1)).mean(1, keepdim=True)
-            opacity = bound_by_neighbours(opacity, alpha.to(opacity), self.scale)
+            opacity = clamp_to_neighbors(opacity, alpha.to(opacity), self.scale)
         return torch.cat((large, opacity), 1)
 
     def _tiling(self, height: int, width: int, progress: Progress | None) -> dict[str, Any]:
         tile = self.tile
         if tile == "auto":
-            tile = auto_tile(self.model, height, width, self.multiple, self._runner.like.device)
+            tile = auto_tile(self.model, height, width, self.multiple, self._runner.reference.device)
         return dict(
             scale=self.scale,
             tile=tile,
@@ -255,7 +255,7 @@ def _to_pixels(y: torch.Tensor, dtype: np.dtype) -> np.ndarray:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode within the block; afterwards each module has the mode it had, also where they differed."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -264,21 +264,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def default_device() -> str:
-    """A GPU if there is one; each process of several its own."""
-    if torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def checked_device(name: str | torch.device) -> torch.device:
-    """The device of this name; a HatlibError if it can't be used."""
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise HatlibError(f"Cannot use the device '{name}': {reason}.") from error
-    return device

@@ -21,9 +21,9 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import PrefixChange
 from transformers.modeling_outputs import ImageSuperResolutionOutput
 
-from hatlib.config import decode
 from hatlib.errors import HatlibError
 from hatlib.hub import MODEL_TYPE, PretrainedModel, build_from_config
+from hatlib.hub.arguments import decode
 
 __all__ = ["HatlibConfig", "HatlibForImageSuperResolution"]
 
@@ -115,7 +115,7 @@ class HatlibForImageSuperResolution(PreTrainedModel):
         super().save_pretrained(save_directory, state_dict=weights, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
-        # The model was initialised when it was made. What no file holds has to be computed again, because transformers
+        # The model was initialized when it was made. What no file holds has to be computed again, because transformers
         # makes models on the meta device.
         if hasattr(module, "init_non_persistent_buffers"):
             with torch.no_grad():

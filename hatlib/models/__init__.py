@@ -1,7 +1,7 @@
 """The networks, one file a family."""
 
-from hatlib.models._base import RestorationModel
-from hatlib.models._build import build_model
+from hatlib.models.base import RestorationModel
+from hatlib.models.build import build_model
 from hatlib.models.edsr import EDSR
 from hatlib.models.hat import HAT
 from hatlib.models.rcan import RCAN

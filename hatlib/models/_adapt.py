@@ -3,7 +3,7 @@
 First convolution: the kernels of the trained channels go to the new ones in turn (R, G, B, R, ...); where several meet
 in one channel they are summed, where one serves several channels it is divided among them. So an image with the same
 content in every channel gives the same features. Last convolution: its rows are averaged for one channel, else
-repeated in turn. The mean follows. So a gray model gives the gray of what the colour model makes of the gray image; not
+repeated in turn. The mean follows. So a gray model gives the gray of what the color model makes of the gray image; not
 to the last digit at the border, where the zeros that pad the first convolution stand for the means of the channels.
 """
 

@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from hatlib.errors import HatlibError
-from hatlib.models._base import RestorationModel
 from hatlib.models._keys import KeyTable
-from hatlib.models._mean_shift import fold_mean_shift, told_by_mean_shift, with_mean_shift
-from hatlib.models._recognise import recognise_head
+from hatlib.models._mean_shift import drop_mean_shift, infer_mean_shift, with_mean_shift
+from hatlib.models.base import RestorationModel
+from hatlib.models.detect import detect_head
 
-__all__ = ["ConvModel", "recognise_ends"]
+__all__ = ["ConvModel", "detect_ends"]
 
 ORIGINAL, BASICSR = "original", "basicsr"
 
@@ -33,8 +33,8 @@ class ConvModel(RestorationModel):
 
     # Names of the modules in our layout, the authors' (EDSR-PyTorch) and BasicSR's.
     keys: ClassVar[KeyTable]
-    not_in_weights = ("img_range", "mean", "res_scale")
-    not_of_the_network = ("use_checkpoint",)
+    unrecoverable_args = ("img_range", "mean", "res_scale")
+    training_only_args = ("use_checkpoint",)
     trunk_maps, head_maps = 5.0, 2.1
 
     def __init__(
@@ -59,8 +59,8 @@ class ConvModel(RestorationModel):
             upscale=upscale, in_chans=in_chans, out_chans=out_chans, img_range=img_range, mean=mean, multiple=1
         )
         # Only one of two names is kept, so that a change of the one is not undone by the other.
-        self._remember(in_chans=in_chans, out_chans=out_chans, mean=mean)
-        self._remember(num_in_ch=None, num_out_ch=None, rgb_mean=None)
+        self._update_arguments(in_chans=in_chans, out_chans=out_chans, mean=mean)
+        self._update_arguments(num_in_ch=None, num_out_ch=None, rgb_mean=None)
         if not layers:
             raise HatlibError("The network needs one group of blocks at least.")
         self.num_features = self.head_hidden_size = self.num_feat = num_feat
@@ -83,14 +83,14 @@ class ConvModel(RestorationModel):
     @classmethod
     def convert_state_dict(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """The authors' layout or BasicSR's to ours."""
-        return fold_mean_shift(cls.keys.read(state_dict), "conv_first", "conv_last")
+        return drop_mean_shift(cls.keys.read(state_dict))
 
     @classmethod
-    def told_by_weights(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    def infer_from_layout(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
         """`img_range` and `mean`, in the authors' layout; there, a network without convolutions for it has none."""
         in_chans = state_dict["head.0.weight"].shape[1] if "head.0.weight" in state_dict else 0
-        unnormalised = dict(img_range=1.0, mean=(0.0,) * in_chans) if in_chans else {}
-        return told_by_mean_shift(state_dict) or unnormalised
+        unnormalized = dict(img_range=1.0, mean=(0.0,) * in_chans) if in_chans else {}
+        return infer_mean_shift(state_dict) or unnormalized
 
     def published_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The weights in the authors' layout, with the convolutions that subtract and add the mean."""
@@ -99,7 +99,7 @@ class ConvModel(RestorationModel):
         return with_mean_shift(published, self.img_range, self.mean_values, self.in_chans == self.out_chans)
 
 
-def recognise_ends(published: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+def detect_ends(published: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     """The arguments that the first and the last convolution tell, and what subtracts the mean.
 
     Args:
@@ -107,6 +107,6 @@ def recognise_ends(published: Mapping[str, Tensor], state_dict: Mapping[str, Ten
         state_dict: the same in our layout.
     """
     num_feat, in_chans = state_dict["conv_first.weight"].shape[:2]
-    head = recognise_head(state_dict, in_chans)
+    head = detect_head(state_dict, in_chans)
     head["upsampler"] = head["upsampler"] or "pixelshuffle+conv"  # the same layers at scale 1, where "" is refused
-    return {"in_chans": in_chans, "num_feat": num_feat, **head, **ConvModel.told_by_weights(published)}
+    return {"in_chans": in_chans, "num_feat": num_feat, **head, **ConvModel.infer_from_layout(published)}

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from hatlib.blocks import residual_conv
 from hatlib.errors import HatlibError
-from hatlib.models._base import RestorationModel
+from hatlib.models.base import RestorationModel
 
 __all__ = ["WindowModel"]
 
 
 class PatchEmbed(nn.Module):
-    """(B, C, H, W) -> (B, H, W, C), normalised. One patch is one pixel."""
+    """(B, C, H, W) -> (B, H, W, C), normalized. One patch is one pixel."""
 
     def __init__(self, dim: int, norm_layer: Callable[..., nn.Module] | None):
         super().__init__()
@@ -35,8 +35,8 @@ class WindowModel(RestorationModel):
         HatlibError: for arguments that don't go together.
     """
 
-    not_in_weights = ("img_range", "mean", "qk_scale")
-    not_of_the_network = ("drop_rate", "attn_drop_rate", "drop_path_rate", "use_checkpoint", "img_size")
+    unrecoverable_args = ("img_range", "mean", "qk_scale")
+    training_only_args = ("drop_rate", "attn_drop_rate", "drop_path_rate", "use_checkpoint", "img_size")
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """EDSR, enhanced deep residual networks (arXiv 1707.02921, CVPR workshops 2017).
 
-Residual blocks without normalisation, a skip around them, and a pixel shuffle. The authors' key layout (EDSR-PyTorch)
+Residual blocks without normalization, a skip around them, and a pixel shuffle. The authors' key layout (EDSR-PyTorch)
 and BasicSR's are read; the authors' is written.
 """
 
@@ -10,11 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from hatlib.blocks import ResBlock, run_block
-from hatlib.models._build import register_arch
-from hatlib.models._conv import BASICSR, ORIGINAL, ConvModel, recognise_ends
+from hatlib.models._conv import BASICSR, ORIGINAL, ConvModel, detect_ends
 from hatlib.models._keys import KeyTable
-from hatlib.models._recognise import numbered
-from hatlib.registry import register_recognition
+from hatlib.models._mean_shift import is_mean_shift
+from hatlib.models.build import register_arch
+from hatlib.models.detect import count_modules
+from hatlib.registry import register_detector
 
 __all__ = ["EDSR"]
 
@@ -97,14 +98,16 @@ class EDSR(ConvModel):
         return run_block(group, x, self.grad_checkpointing)
 
 
-@register_recognition(EDSR)
-def recognise(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
+@register_detector(EDSR)
+def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """The arguments of `EDSR` that weights tell, in any of the layouts; None for other networks' weights."""
     ours = EDSR.keys.read(state_dict)
     needed = ("conv_first", "layers.0.conv1", "layers.0.conv2", "conv_after_body")
     if not all(f"{name}.weight" in ours for name in needed) or ours["conv_first.weight"].shape[-1] != 3:
         return None
-    return dict(num_block=numbered(ours, "layers"), **recognise_ends(state_dict, ours))
+    if not is_mean_shift(state_dict):
+        return None
+    return dict(num_block=count_modules(ours, "layers"), **detect_ends(state_dict, ours))
 
 
 # The published sizes (section 4.1 and the authors' code): the baseline, and the full network.

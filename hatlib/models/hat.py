@@ -10,11 +10,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from hatlib.blocks import RHAG, overlap_relative_position_index, overlap_window_size, relative_position_index
-from hatlib.models._build import register_arch
 from hatlib.models._hat_weights import pretrained as published
-from hatlib.models._recognise import divisor, numbered, recognise_head, refuse_ape, residual_kind, side, widening
 from hatlib.models._window import WindowModel
-from hatlib.registry import register_recognition
+from hatlib.models.build import register_arch
+from hatlib.models.detect import (
+    count_modules,
+    detect_head,
+    detect_residual,
+    expansion_ratio,
+    reduction_ratio,
+    reject_ape,
+    table_span,
+)
+from hatlib.registry import register_detector
 
 __all__ = ["HAT"]
 
@@ -44,7 +52,7 @@ class HAT(WindowModel):
         attn_drop_rate: dropout of attention weights in the HABs.
         drop_path_rate: stochastic depth of the last HAB; rises linearly from 0 over all HABs.
         norm_layer: called with C.
-        patch_norm: whether the shallow features are normalised before the first group.
+        patch_norm: whether the shallow features are normalized before the first group.
         img_range: factor by which the image is multiplied inside.
         mean: subtracted before and added after; DIV2K's RGB mean for three channels, else 0, if None.
         upsampler: kind of head, see `hatlib.blocks.create_head`.
@@ -59,7 +67,7 @@ class HAT(WindowModel):
         HatlibError: for arguments that don't go together.
     """
 
-    not_in_weights = ("conv_scale", *WindowModel.not_in_weights)
+    unrecoverable_args = ("conv_scale", *WindowModel.unrecoverable_args)
     citation = """@inproceedings{chen2023hat,
   title     = {Activating More Pixels in Image Super-Resolution Transformer},
   author    = {Chen, Xiangyu and Wang, Xintao and Zhou, Jiantao and Qiao, Yu and Dong, Chao},
@@ -141,7 +149,7 @@ class HAT(WindowModel):
         self.trunk_maps = 9 + 2 / compress_ratio
 
     def published_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The weights with the index buffers that the official code stores, and by which others recognise HAT."""
+        """The weights with the index buffers that the official code stores, and by which others detect HAT."""
         overlap = overlap_window_size(self.window_size, self.overlap_ratio)
         return {
             "relative_position_index_SA": relative_position_index(self.window_size),
@@ -150,35 +158,35 @@ class HAT(WindowModel):
         }
 
 
-@register_recognition(HAT)
-def recognise(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
+@register_detector(HAT)
+def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """The arguments of `HAT` that weights tell, in the published layout or ours; None for other networks' weights."""
     group, block = "layers.0.residual_group", "layers.0.residual_group.blocks.0"
     needed = ("conv_first.weight", f"{block}.conv_block.cab.0.weight", f"{group}.overlap_attn.qkv.weight")
     if not all(name in state_dict for name in needed):
         return None
-    refuse_ape(state_dict, "HAT")
+    reject_ape(state_dict, "HAT")
     dim, in_chans = state_dict["conv_first.weight"].shape[:2]
-    groups = range(numbered(state_dict, "layers"))
+    groups = range(count_modules(state_dict, "layers"))
     tables = [state_dict[f"layers.{i}.residual_group.overlap_attn.relative_position_bias_table"] for i in groups]
     # Offsets in a window range over 2 w - 1 values, those from a window to an overlapping one over w + o - 1.
-    window = (side(state_dict[f"{block}.attn.relative_position_bias_table"]) + 1) // 2
-    overlap = side(tables[0]) - window + 1
+    window = (table_span(state_dict[f"{block}.attn.relative_position_bias_table"]) + 1) // 2
+    overlap = table_span(tables[0]) - window + 1
     inner, squeezed = (state_dict[f"{block}.conv_block.cab.{i}.weight"] for i in ("0", "3.attention.1"))
     return dict(
         in_chans=in_chans,
         embed_dim=dim,
-        depths=tuple(numbered(state_dict, f"layers.{i}.residual_group.blocks") for i in groups),
+        depths=tuple(count_modules(state_dict, f"layers.{i}.residual_group.blocks") for i in groups),
         num_heads=tuple(table.shape[1] for table in tables),
         window_size=window,
-        compress_ratio=divisor(dim, inner.shape[0]),
-        squeeze_factor=divisor(dim, squeezed.shape[0]),
-        overlap_ratio=widening(window, overlap - window),
-        mlp_ratio=widening(dim, state_dict[f"{block}.mlp.fc1.weight"].shape[0]),
+        compress_ratio=reduction_ratio(dim, inner.shape[0]),
+        squeeze_factor=reduction_ratio(dim, squeezed.shape[0]),
+        overlap_ratio=expansion_ratio(window, overlap - window),
+        mlp_ratio=expansion_ratio(dim, state_dict[f"{block}.mlp.fc1.weight"].shape[0]),
         qkv_bias=f"{block}.attn.qkv.bias" in state_dict,
         patch_norm="patch_embed.norm.weight" in state_dict,
-        resi_connection=residual_kind(state_dict),
-        **recognise_head(state_dict, in_chans),
+        resi_connection=detect_residual(state_dict),
+        **detect_head(state_dict, in_chans),
     )
 
 

@@ -10,11 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from hatlib.blocks import ResidualGroup
-from hatlib.models._build import register_arch
-from hatlib.models._conv import BASICSR, ORIGINAL, ConvModel, recognise_ends
+from hatlib.models._conv import BASICSR, ORIGINAL, ConvModel, detect_ends
 from hatlib.models._keys import KeyTable
-from hatlib.models._recognise import divisor, numbered
-from hatlib.registry import register_recognition
+from hatlib.models._mean_shift import is_mean_shift
+from hatlib.models.build import register_arch
+from hatlib.models.detect import count_modules, reduction_ratio
+from hatlib.registry import register_detector
 
 __all__ = ["RCAN"]
 
@@ -105,20 +106,22 @@ class RCAN(ConvModel):
         )
 
 
-@register_recognition(RCAN)
-def recognise(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
+@register_detector(RCAN)
+def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """The arguments of `RCAN` that weights tell, in any of the layouts; None for other networks' weights."""
     ours = RCAN.keys.read(state_dict)
     squeeze = "layers.0.residual_group.blocks.0.rcab.3.attention.1.weight"
     needed = ("conv_first.weight", "conv_after_body.weight", "layers.0.conv.weight", squeeze)
     if not all(name in ours for name in needed) or ours["conv_first.weight"].shape[-1] != 3:
         return None
+    if not is_mean_shift(state_dict):
+        return None
     inner, num_feat = ours[squeeze].shape[:2]
     return dict(
-        num_group=numbered(ours, "layers"),
-        num_block=numbered(ours, "layers.0.residual_group.blocks"),
-        squeeze_factor=divisor(num_feat, inner),
-        **recognise_ends(state_dict, ours),
+        num_group=count_modules(ours, "layers"),
+        num_block=count_modules(ours, "layers.0.residual_group.blocks"),
+        squeeze_factor=reduction_ratio(num_feat, inner),
+        **detect_ends(state_dict, ours),
     )
 
 

@@ -11,11 +11,18 @@ from torch import Tensor, nn
 
 from hatlib.blocks import RSTB, WindowAttention, relative_position_index
 from hatlib.blocks.window import shifted_window_regions, window_kinds
-from hatlib.models._build import register_arch
-from hatlib.models._recognise import numbered, recognise_head, refuse_ape, residual_kind, side, widening
 from hatlib.models._weights import on_benchmarks
 from hatlib.models._window import WindowModel
-from hatlib.registry import Weights, register_recognition
+from hatlib.models.build import register_arch
+from hatlib.models.detect import (
+    count_modules,
+    detect_head,
+    detect_residual,
+    expansion_ratio,
+    reject_ape,
+    table_span,
+)
+from hatlib.registry import Weights, register_detector
 
 __all__ = ["SwinIR"]
 
@@ -41,7 +48,7 @@ class SwinIR(WindowModel):
         attn_drop_rate: dropout of attention weights.
         drop_path_rate: stochastic depth of the last STL; rises linearly from 0 over all STLs.
         norm_layer: called with C.
-        patch_norm: whether the shallow features are normalised before the first group.
+        patch_norm: whether the shallow features are normalized before the first group.
         img_range: factor by which the image is multiplied inside; 255 for JPEG artifacts.
         mean: subtracted before and added after; DIV2K's RGB mean for three channels, else 0, if None.
         upsampler: kind of head, see `hatlib.blocks.create_head`.
@@ -130,7 +137,7 @@ class SwinIR(WindowModel):
         self.img_size = img_size
 
     def published_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The weights with the index and mask buffers that the official code stores, by which others recognise it."""
+        """The weights with the index and mask buffers that the official code stores, by which others detect it."""
         published = dict(self.state_dict() if state_dict is None else state_dict)
         w = self.window_size
         size = self.img_size or (64 if self.upsampler else 128)
@@ -147,29 +154,29 @@ class SwinIR(WindowModel):
         return published
 
 
-@register_recognition(SwinIR)
-def recognise(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
+@register_detector(SwinIR)
+def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """The arguments of `SwinIR` that weights tell, published or ours; None for other networks' weights."""
     block = "layers.0.residual_group.blocks.0"
     needed = ("conv_first.weight", f"{block}.attn.qkv.weight", f"{block}.attn.relative_position_bias_table")
     others = (f"{block}.conv_block.cab.0.weight", "layers.0.residual_group.overlap_attn.qkv.weight")
     if not all(name in state_dict for name in needed) or any(name in state_dict for name in others):
         return None
-    refuse_ape(state_dict, "SwinIR")
+    reject_ape(state_dict, "SwinIR")
     dim, in_chans = state_dict["conv_first.weight"].shape[:2]
-    groups = [f"layers.{i}.residual_group.blocks" for i in range(numbered(state_dict, "layers"))]
+    groups = [f"layers.{i}.residual_group.blocks" for i in range(count_modules(state_dict, "layers"))]
     tables = [state_dict[f"{blocks}.0.attn.relative_position_bias_table"] for blocks in groups]
     return dict(
         in_chans=in_chans,
         embed_dim=dim,
-        depths=tuple(numbered(state_dict, blocks) for blocks in groups),
+        depths=tuple(count_modules(state_dict, blocks) for blocks in groups),
         num_heads=tuple(table.shape[1] for table in tables),
-        window_size=(side(tables[0]) + 1) // 2,  # offsets in a window range over 2 w - 1 values
-        mlp_ratio=widening(dim, state_dict[f"{block}.mlp.fc1.weight"].shape[0]),
+        window_size=(table_span(tables[0]) + 1) // 2,  # offsets in a window range over 2 w - 1 values
+        mlp_ratio=expansion_ratio(dim, state_dict[f"{block}.mlp.fc1.weight"].shape[0]),
         qkv_bias=f"{block}.attn.qkv.bias" in state_dict,
         patch_norm="patch_embed.norm.weight" in state_dict,
-        resi_connection=residual_kind(state_dict),
-        **recognise_head(state_dict, in_chans),
+        resi_connection=detect_residual(state_dict),
+        **detect_head(state_dict, in_chans),
     )
 
 

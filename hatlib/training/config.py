@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-import hatlib
-from hatlib.errors import HatlibError, first_line, near_names
+from hatlib.errors import HatlibError, first_line, similar_names
 
 __all__ = ["Config", "format_config", "load_config", "recipe_names", "recipes_folder"]
 
@@ -154,18 +154,20 @@ def format_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=110)
 
 
-def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{'train': {'lr': 1}} -> {'train.lr': 1}; `model.args` stays whole."""
     result: dict[str, Any] = {}
     for key, value in content.items():
         name = f"{prefix}{key}"
-        result.update(flat(value, f"{name}.") if isinstance(value, Mapping) and name != "model.args" else {name: value})
+        result.update(
+            flatten(value, f"{name}.") if isinstance(value, Mapping) and name != "model.args" else {name: value}
+        )
     return result
 
 
 def recipes_folder() -> Path:
     """Where the recipes are: in an installed package, or beside it in a checkout."""
-    package = Path(hatlib.__file__).parent
+    package = Path(str(resources.files("hatlib")))
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
@@ -190,7 +192,7 @@ def _read(source: str | os.PathLike) -> tuple[dict[str, Any], str]:
     if not path.is_file():
         shipped = recipes_folder() / f"{path.name.removesuffix('.yaml')}.yaml"
         if path.name != str(source) or not shipped.is_file():
-            near = near_names(path.name.removesuffix(".yaml"), recipe_names())
+            near = similar_names(path.name.removesuffix(".yaml"), recipe_names())
             raise HatlibError(f"There is no configuration '{source}', neither a file nor a recipe that ships.{near}")
         path = shipped
     try:
@@ -218,7 +220,7 @@ def _message(error: ValidationError, place: str) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = list(known_keys())
-        near = near_names(key, known) or near_names(key.rpartition(".")[2], known)
+        near = similar_names(key, known) or similar_names(key.rpartition(".")[2], known)
         return f"Unknown key {key!r} in {place}.{near} --print-config shows all."
     if first["type"] == "missing":
         return f"{place} lacks {key!r}."

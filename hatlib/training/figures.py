@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hatlib.data import ImagePairs
-from hatlib.evaluation import Contender, Evaluation, draw_sheet, sheet_rows
+from hatlib.evaluation import Candidate, Evaluation, draw_sheet, sheet_rows
 from hatlib.imageio import Image, write_image
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ __all__ = ["draw_curves", "draw_samples", "read_log"]
 WIDTH, HEIGHT, TEXT = 560, 380, 13
 LEFT, RIGHT, TOP, BOTTOM = 64, 20, 34, 40
 INK, GRID = (30, 30, 30), (225, 225, 225)
-COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (140, 86, 75))
+COLORS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (140, 86, 75))
 
 Curve = list[tuple[float, float]]
 
@@ -68,7 +68,7 @@ def draw_curves(log: Path, path: Path) -> None:
 
 
 def draw_samples(
-    rows: Sequence[Contender], data: Mapping[str, ImagePairs], evaluation: Evaluation, count: int, path: Path
+    rows: Sequence[Candidate], data: Mapping[str, ImagePairs], evaluation: Evaluation, count: int, path: Path
 ) -> None:
     """Draws, of each benchmark, the images that are worst for bicubic, beside what each model makes of them.
 
@@ -111,12 +111,12 @@ def _draw_panel(
     draw.rectangle(box, outline=INK)
     right = box[2]
     for i, (name, curve) in enumerate(curves.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        draw.line([place(x, y) for x, y in curve if math.isfinite(y)], colour, 2)
+        color = COLORS[i % len(COLORS)]
+        draw.line([place(x, y) for x, y in curve if math.isfinite(y)], color, 2)
         if name in flat:
-            draw.line((*place(0, flat[name]), *place(end, flat[name])), colour, 1)
+            draw.line((*place(0, flat[name]), *place(end, flat[name])), color, 1)
         label = f"{name} {curve[-1][1]:.4g}" if curve else name
-        draw.text((right, 8), label, colour, font, anchor="ra")
+        draw.text((right, 8), label, color, font, anchor="ra")
         right -= font.getlength(label) + 14
 
 

@@ -12,21 +12,21 @@ from typing import Any
 
 from torch import nn
 
-from hatlib.checkpoint import SUFFIXES, load_recognised
-from hatlib.config import encode
+from hatlib.atomic import write_text
+from hatlib.checkpoint import WEIGHT_SUFFIXES, load_detected
 from hatlib.data import ImagePairs
 from hatlib.errors import HatlibError
-from hatlib.evaluation import Contender, Evaluation, evaluate
+from hatlib.evaluation import Candidate, Evaluation, evaluate
 from hatlib.evaluation.sheet import draw_sheet, sheet_rows
 from hatlib.hub import PretrainedModel
-from hatlib.imageio.atomic import atomic_path
-from hatlib.registry import find_arch, model_info, split_name, tuples
+from hatlib.hub.arguments import encode
+from hatlib.registry import find_arch, model_info, split_name, to_tuples
 from hatlib.training.config import Config, load_config
 from hatlib.training.data import validation_data
-from hatlib.training.loop import Outcome
-from hatlib.training.start import build_model
+from hatlib.training.initialization import initial_model
+from hatlib.training.loop import TrainResult
 
-__all__ = ["Comparison", "compare", "finetune_config"]
+__all__ = ["FinetuneComparison", "compare_with_start", "finetune_config"]
 
 LR_SAME, LR_NEW_HEAD = 1e-4, 2e-4
 VALIDATION_SHARE, VALIDATION_MOST = 0.1, 20
@@ -34,7 +34,7 @@ PATCH = 64
 
 
 @dataclass(frozen=True)
-class Comparison:
+class FinetuneComparison:
     """How a fine-tuned model compares with what it was made from.
 
     Attributes:
@@ -79,11 +79,11 @@ def finetune_config(
     Raises:
         HatlibError: If there is no such model, the images are too few or too small, or an override is not right.
     """
-    cls, arguments, init = _what_it_is(model)
+    cls, arguments, init = _identify(model)
     own_scale = arguments["upscale"]
     scale = scale or own_scale
     channels = {"in_chans": 1, "out_chans": None} if gray else {}
-    arch, arguments = _named(cls, {**arguments, **channels, "upscale": scale})
+    arch, arguments = _arch_and_args(cls, {**arguments, **channels, "upscale": scale})
     name = f"{Path(model).name.removesuffix('.safetensors').removesuffix('.pth')}_finetuned"
     folder = Path(out or Path("runs") / name)
 
@@ -120,16 +120,16 @@ def finetune_config(
     return config
 
 
-def compare(config: Config, outcome: Outcome) -> Comparison:
+def compare_with_start(config: Config, outcome: TrainResult) -> FinetuneComparison:
     """Measures the model that a fine-tuning made beside what it started from, and draws both.
 
     Raises:
         HatlibError: If an image can't be measured, or the picture can't be written.
     """
-    before, _ = build_model(config.model)
+    before, _ = initial_model(config.model)
     after = PretrainedModel.from_pretrained(outcome.model)
     data = validation_data(config, after.upscale)
-    rows = [Contender("bicubic"), Contender("before", before.eval()), Contender("after", after)]
+    rows = [Candidate("bicubic"), Candidate("before", before.eval()), Candidate("after", after)]
     device = "cpu" if config.device == "cpu" else None
     evaluation = evaluate(rows, data, device=device, tile=config.val.tile)
     if evaluation.failures:
@@ -138,16 +138,16 @@ def compare(config: Config, outcome: Outcome) -> Comparison:
     draw_sheet(sheet, sheet_rows(rows, data, evaluation))
     mean = {m: [s.psnr for s in evaluation.summaries if s.model == m] for m in ("before", "after")}
     gain = (sum(mean["after"]) - sum(mean["before"])) / len(data)
-    return Comparison(evaluation, gain, sheet)
+    return FinetuneComparison(evaluation, gain, sheet)
 
 
-def _what_it_is(model: str) -> tuple[type[nn.Module], dict[str, Any], str]:
+def _identify(model: str) -> tuple[type[nn.Module], dict[str, Any], str]:
     """The class of a model, its constructor arguments with `upscale`, and what `model.init` takes for it."""
     path = Path(model)
     if path.is_dir():
         network = PretrainedModel.from_pretrained(path)
-    elif path.is_file() or path.suffix in SUFFIXES:
-        network, _ = load_recognised(path, None, True, {})
+    elif path.is_file() or path.suffix in WEIGHT_SUFFIXES:
+        network, _ = load_detected(path, None, True, {})
     else:
         info = model_info(model)
         if info.weights is None:
@@ -160,16 +160,16 @@ def _what_it_is(model: str) -> tuple[type[nn.Module], dict[str, Any], str]:
     return type(network), {"upscale": network.upscale, **network.config["model_args"]}, model
 
 
-def _named(cls: type[nn.Module], arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _arch_and_args(cls: type[nn.Module], arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The arch to build a network with, and the constructor arguments that differ from the arch's, as YAML has them."""
-    arch, _ = find_arch(cls, arguments, getattr(cls, "not_of_the_network", ()))
+    arch, _ = find_arch(cls, arguments, getattr(cls, "training_only_args", ()))
     if not arch or model_info(arch).scale != arguments["upscale"]:
         raise HatlibError(f"There is no {cls.__name__} of scale x{arguments['upscale']} among hatlib.list_models().")
     own = {p.name: p.default for p in inspect.signature(cls).parameters.values()} | dict(model_info(arch).model_args)
     return arch, {
         name: encode(value, name)
         for name, value in arguments.items()
-        if name != "upscale" and (name not in own or tuples(value) != tuples(own[name]))
+        if name != "upscale" and (name not in own or to_tuples(value) != to_tuples(own[name]))
     }
 
 
@@ -188,5 +188,4 @@ def _write_lists(lists: Mapping[Path, Sequence[str]]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise HatlibError(f"Cannot write to '{path.parent}': {error.strerror or error}.") from error
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        write_text(path, "".join(f"{name}\n" for name in names))

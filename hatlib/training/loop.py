@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,26 +16,25 @@ from timm.utils import ModelEmaV3
 from torch.nn.functional import l1_loss
 
 from hatlib.data import training_loader
-from hatlib.data.files import named_briefly
+from hatlib.data.files import shorten_names
 from hatlib.errors import HatlibError, first_line
-from hatlib.evaluation import Contender
-from hatlib.training import checkpoint as checkpoints
-from hatlib.training import sharding
+from hatlib.evaluation import Candidate
+from hatlib.signals import Interrupted, collect_signals
+from hatlib.training import checkpointing
 from hatlib.training.config import Config
 from hatlib.training.data import fingerprint, scale_of, training_patches, validation_data
-from hatlib.training.export import export_model
 from hatlib.training.figures import draw_curves, draw_samples
-from hatlib.training.interruption import TrainingStopped, stop_signals
+from hatlib.training.final_model import save_final_model
+from hatlib.training.initialization import initial_model
 from hatlib.training.schedule import learning_rate
-from hatlib.training.start import build_model
 from hatlib.training.tracking import LOG, Tracker, introduction
 from hatlib.training.validate import mean_psnr, metrics_of, validate
 
-__all__ = ["Outcome", "train"]
+__all__ = ["TrainResult", "train"]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainResult:
     """What a training leaves.
 
     Attributes:
@@ -50,7 +50,7 @@ class Outcome:
     metrics: dict[str, dict[str, float]]
 
 
-def train(config: Config, resume: str | None = None) -> Outcome:
+def train(config: Config, resume: str | None = None) -> TrainResult:
     """Trains a model, from the beginning or from a checkpoint on.
 
     An update is a step of the optimizer: `train.batch` patches, times the steps that are accumulated, times the
@@ -64,7 +64,7 @@ def train(config: Config, resume: str | None = None) -> Outcome:
     Raises:
         HatlibError: If anything in the configuration, the data or the checkpoint is not right, the disk is full, or
             gradients stay not finite.
-        TrainingStopped: After SIGINT or SIGTERM, when the state was saved.
+        Interrupted: After SIGINT or SIGTERM, when the state was saved.
     """
     # Where it runs.
     folder, options = config.folder, config.train
@@ -85,10 +85,10 @@ def train(config: Config, resume: str | None = None) -> Outcome:
     val = validation_data(config, scale)
 
     # What it trains, from the beginning or from where it was.
-    found, state = checkpoints.checkpoint_to_resume(folder, resume)
+    found, state = checkpointing.checkpoint_to_resume(folder, resume)
     start = state.get("update", 0)
     set_seed(config.seed)
-    model, origin = build_model(config.model if found is None else config.model.model_copy(update={"init": None}))
+    model, origin = initial_model(config.model if found is None else config.model.model_copy(update={"init": None}))
     if model.upscale != scale:
         raise HatlibError(f"model.args make a network of scale x{model.upscale} of {config.model.name}.")
     if (model.in_chans, model.out_chans) != (channels := 1 if config.data.gray else 3,) * 2:
@@ -108,7 +108,7 @@ def train(config: Config, resume: str | None = None) -> Outcome:
     }
 
     if found is not None:
-        checkpoints.check_same(config, facts, state, found)
+        checkpointing.check_resumable(config, facts, state, found)
         model.load_state_dict(state["model"])
     # A short memory at first, when the weights move fast: after n updates about the last tenth of them.
     ema = ModelEmaV3(model, decay=options.ema, use_warmup=True, warmup_gamma=10, warmup_power=1)
@@ -128,11 +128,11 @@ def train(config: Config, resume: str | None = None) -> Outcome:
     model, optimizer, loader = accelerator.prepare(network, optimizer, loader)  # and no scheduler: it would run ahead
     set_seed(config.seed + 1 + accelerator.process_index)  # dropout differs between processes
     if state:
-        sharding.load_optimizer_state(network, optimizer.optimizer, state["optimizer"])
+        optimizer.optimizer.load_state_dict(state["optimizer"])
         if accelerator.scaler is not None and state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
         if len(state["random"]) == world:
-            checkpoints.set_random_state(state["random"][accelerator.process_index])
+            checkpointing.set_random_state(state["random"][accelerator.process_index])
     # Sums since the last line of the log, and what is counted over the whole run.
     running = state.get("running") or {"loss": 0.0, "norm": 0.0, "updates": 0}
     counted = state.get("counted") or {"skipped": 0, "in_a_row": 0, "unreadable": [], "best": None}
@@ -146,7 +146,7 @@ def train(config: Config, resume: str | None = None) -> Outcome:
 
     def evaluate_now(update: int) -> bool:
         """Validates the averaged weights; whether they are the best so far."""
-        rows = [Contender("bicubic"), Contender("ema", ema.module)]
+        rows = [Candidate("bicubic"), Candidate("ema", ema.module)]
         result = validate(rows, val, accelerator, config.val.tile)
         metrics = metrics_of(result, "ema")
         psnr = mean_psnr(metrics)
@@ -167,19 +167,17 @@ def train(config: Config, resume: str | None = None) -> Outcome:
     def save(update: int) -> Path:
         """Writes a checkpoint, on the main process; an error is raised on all."""
         counted["unreadable"] = sorted(unreadable.union(*gather_object([unreadable])))
-        randoms = gather_object([checkpoints.random_state()])
-        weights = sharding.whole_state(network)
-        moments = sharding.optimizer_state(network, optimizer.optimizer)
+        randoms = gather_object([checkpointing.random_state()])
         outcome: list[Any] = [None]
         if main:
             try:
-                path = checkpoints.save_checkpoint(
+                path = checkpointing.save_checkpoint(
                     folder,
                     update,
                     {
-                        "model": weights,
+                        "model": network.state_dict(),
                         "ema": ema.module.state_dict(),
-                        "optimizer": moments,
+                        "optimizer": optimizer.optimizer.state_dict(),
                         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
                         "random": randoms,
                         "draw": update * global_batch,
@@ -190,7 +188,7 @@ def train(config: Config, resume: str | None = None) -> Outcome:
                         "log": tracker.position,
                     },
                 )
-                checkpoints.prune(folder, config.save.keep, (counted["best"] or {}).get("update"))
+                checkpointing.prune(folder, config.save.keep, (counted["best"] or {}).get("update"))
                 outcome = [str(path)]
             except HatlibError as error:
                 outcome = [error]
@@ -200,11 +198,11 @@ def train(config: Config, resume: str | None = None) -> Outcome:
         return Path(outcome[0])
 
     try:
-        with stop_signals() as signals:
+        with collect_signals() as signals:
             if val and start == 0:
                 evaluate_now(0)
             batches = iter(loader)
-            tracker.pause_over()
+            tracker.exclude_elapsed()
             model.train()
             for update in range(start + 1, options.updates + 1):
                 rate = learning_rate(options, update)
@@ -225,11 +223,11 @@ def train(config: Config, resume: str | None = None) -> Outcome:
 
                 # All processes agree on the loss, on whether to stop, and on whether the gradient can be used.
                 norm = accelerator.clip_grad_norm_(model.parameters(), options.clip or math.inf)
-                told = torch.stack([loss, sharding.whole(norm).to(loss), torch.full_like(loss, len(signals))])
-                loss, norm, stop = accelerator.reduce(told, "mean").tolist()
+                shared = torch.stack([loss, norm.to(loss), torch.full_like(loss, len(signals))])
+                loss, norm, stop = accelerator.reduce(shared, "mean").tolist()
                 if math.isfinite(loss) and math.isfinite(norm):
                     optimizer.step()
-                    sharding.update_average(ema, network, update)
+                    ema.update(network, step=update)
                     counted["in_a_row"] = 0
                     running["loss"] += loss
                     running["norm"] += norm
@@ -258,13 +256,14 @@ def train(config: Config, resume: str | None = None) -> Outcome:
                 due = update % config.save.every == 0 or best or last
                 if stop or (due and not counted["in_a_row"]):
                     last_saved = save(update)
-                tracker.pause_over()
+                tracker.exclude_elapsed()
                 if stop:
-                    raise TrainingStopped(signals[0] if signals else 15)
+                    signum = signals[0] if signals else signal.SIGTERM
+                    raise Interrupted(signum, f"stopped by {signal.Signals(signum).name}")
         if unreadable:
-            names = named_briefly(sorted(unreadable))
+            names = shorten_names(sorted(unreadable))
             tracker.say(f"{len(unreadable)} images could not be read and were left out: {names}.")
-        saved, metrics = export_model(config, ema.module, val, accelerator, facts)
-        return Outcome(folder, saved, options.updates, metrics)
+        saved, metrics = save_final_model(config, ema.module, val, accelerator, facts)
+        return TrainResult(folder, saved, options.updates, metrics)
     finally:
         tracker.close()  # which ends the processes' connection too

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from hatlib.data import TrainingPatches
 from hatlib.errors import HatlibError
-from hatlib.training.config import Config, flat
+from hatlib.training.config import Config, flatten
 
 __all__ = ["Tracker", "introduction"]
 
@@ -47,9 +47,9 @@ class Tracker:
         self.seconds = 0.0  # spent in updates, without validation
         self.bar = None
         if config.log.trackers:
-            values = flat(config.model_dump(mode="json"))
-            told = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in values.items()}
-            accelerator.init_trackers(config.name, told)
+            values = flatten(config.model_dump(mode="json"))
+            values = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in values.items()}
+            accelerator.init_trackers(config.name, values)
         if not self.main:
             return
         console = Console(stderr=True)
@@ -78,16 +78,16 @@ class Tracker:
         if self.bar is not None:
             self.bar.update(self.task, completed=update, description=self._pace())
 
-    def pause_over(self) -> None:
+    def exclude_elapsed(self) -> None:
         """What took time since the last update was not training."""
         self.lap = time.perf_counter()
 
     def row(self, update: int, values: Mapping[str, Any]) -> None:
         """A line of the log, and the same to the trackers."""
-        flat = {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        scalars = {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
         for data, metrics in values.get("val", {}).items():
-            flat.update({f"{data}/{name}": value for name, value in metrics.items()})
-        self.accelerator.log(flat, step=update)
+            scalars.update({f"{data}/{name}": value for name, value in metrics.items()})
+        self.accelerator.log(scalars, step=update)
         if not self.main:
             return
         self._write(LOG, {"update": update, **values})

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from hatlib.data import ImagePairs
 from hatlib.errors import HatlibError
-from hatlib.evaluation import Contender, Evaluation, evaluate
+from hatlib.evaluation import Candidate, Evaluation, evaluate
 
 __all__ = ["mean_psnr", "metrics_of", "validate"]
 
@@ -16,7 +16,7 @@ Metrics = dict[str, dict[str, float]]
 
 
 def validate(
-    rows: Sequence[Contender], data: Mapping[str, ImagePairs], accelerator: Accelerator, tile: int | None
+    rows: Sequence[Candidate], data: Mapping[str, ImagePairs], accelerator: Accelerator, tile: int | None
 ) -> Evaluation:
     """Measures models, each process on its share of the images; all processes get all results.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hatlib import register_model
 from hatlib.blocks import CAB
 from hatlib.models import RestorationModel, build_model
-from hatlib.registry import register_recognition
+from hatlib.registry import register_detector
 
 
 class Residual(nn.Module):
@@ -51,9 +51,9 @@ class PlainNet(RestorationModel):
         self.reset_upsampler(upscale)
 
 
-@register_recognition(PlainNet)
-def recognise(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """So that `hatlib.load_checkpoint` knows its files. Colour in, colour out is taken for granted."""
+@register_detector(PlainNet)
+def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """So that `hatlib.load_checkpoint` knows its files. Color in, color out is taken for granted."""
     if "layers.0.cab.cab.0.weight" not in state_dict:
         return None
     dim, in_chans = state_dict["conv_first.weight"].shape[:2]

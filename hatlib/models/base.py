@@ -1,4 +1,4 @@
-"""What all restoration networks share: normalise, pad, trunk, head, crop; and timm's protocol for them."""
+"""What all restoration networks share: normalize, pad, trunk, head, crop; and timm's protocol for them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from hatlib.blocks import create_head, pad_to_multiple
-from hatlib.blocks.strips import HALO_STRIP_BYTES, enlarge_in_strips
+from hatlib.blocks.strips import HALO_STRIP_BYTES, apply_in_strips
 from hatlib.errors import HatlibError
 from hatlib.hub import PretrainedModel
 from hatlib.models._adapt import adapt_channels, default_mean
@@ -74,7 +74,7 @@ class RestorationModel(PretrainedModel):
     def set_mean(self, mean: Sequence[float]) -> None:
         """Changes what is subtracted from the input and added to the output, one value a channel of the input."""
         self.mean_values = tuple(float(value) for value in mean)
-        self._remember(mean=self.mean_values)
+        self._update_arguments(mean=self.mean_values)
         self.init_non_persistent_buffers()
 
     def init_non_persistent_buffers(self) -> None:
@@ -90,7 +90,7 @@ class RestorationModel(PretrainedModel):
         return x
 
     def from_trunk(self, x: Tensor) -> Tensor:
-        """From what the groups give to (B, C, H, W), normalised as the end of the trunk is."""
+        """From what the groups give to (B, C, H, W), normalized as the end of the trunk is."""
         return x
 
     def run_group(self, group: nn.Module, x: Tensor) -> Tensor:
@@ -107,8 +107,8 @@ class RestorationModel(PretrainedModel):
         return state_dict
 
     @classmethod
-    def told_by_weights(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Constructor arguments of those in `not_in_weights` that a published layout tells all the same."""
+    def infer_from_layout(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Constructor arguments of those in `unrecoverable_args` that a published layout tells all the same."""
         return {}
 
     def published_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -159,7 +159,7 @@ class RestorationModel(PretrainedModel):
         return out + self.mean if self.in_chans == self.out_chans else out
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Checks, pads and normalises an image (B, in_chans, H, W)."""
+        """Checks, pads and normalizes an image (B, in_chans, H, W)."""
         if not torch.compiler.is_compiling():
             if x.ndim != 4 or x.shape[1] != self.in_chans or 0 in x.shape:
                 raise HatlibError(
@@ -193,9 +193,9 @@ class RestorationModel(PretrainedModel):
         return crop(self.trunk(self.prepare(x)), height, width)
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """From features to the image, still normalised: (B, num_features, H, W) -> (B, out_chans, s * H, s * W)."""
+        """From features to the image, still normalized: (B, num_features, H, W) -> (B, out_chans, s * H, s * W)."""
         # The head's layers are children of the model, under their published names; its class says how they follow.
-        return enlarge_in_strips(
+        return apply_in_strips(
             self, lambda part: self.head_type.forward(self, part), x, self.upscale, HEAD_HALO, self.head_width
         )
 
@@ -279,7 +279,7 @@ class RestorationModel(PretrainedModel):
         for name, child in head.named_children():
             self.add_module(name, child.to(weight.device, weight.dtype))
         self.head_type, self.head_width, self.upsampler, self.upscale = type(head), head.width, upsampler, scale
-        self._remember(upsampler=upsampler, upscale=scale)
+        self._update_arguments(upsampler=upsampler, upscale=scale)
 
     def get_head(self) -> nn.ModuleDict:
         """The layers of the head, by name."""

@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hatlib.analysis.lam import Attribution, Window, centre_window, checked_window, lam
+from hatlib.analysis.lam import Attribution, Window, center_window, checked_window, lam
 from hatlib.data import imresize, read_rgb
 from hatlib.errors import HatlibError, first_line
 
-__all__ = ["Bicubic", "Comparison", "Subject", "as_csv", "compare", "load_subject", "mean_ranks"]
+__all__ = ["Bicubic", "LamComparison", "LamInput", "as_csv", "compare_attributions", "load_input", "mean_ranks"]
 
 
 class Bicubic(nn.Module):
@@ -32,8 +32,8 @@ class Bicubic(nn.Module):
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is analysed: an input, or a part of one, and the window.
+class LamInput:
+    """What is analyzed: an input, or a part of one, and the window.
 
     Attributes:
         lr: the input.
@@ -52,30 +52,30 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class LamComparison:
     """The outcome for one image.
 
     Attributes:
         image: its name.
-        subject: what was analysed; None if the image can't be read or has no such window.
+        lam_input: what was analyzed; None if the image can't be read or has no such window.
         results: by the name of each network that succeeded.
         errors: why not, one sentence for the image or for each network that failed.
     """
 
     image: str
-    subject: Subject | None = None
+    lam_input: LamInput | None = None
     results: Mapping[str, Attribution] = field(default_factory=dict)
     errors: Sequence[str] = ()
 
 
-def load_subject(
+def load_input(
     path: str | os.PathLike,
     scale: int,
     window: Window | None = None,
     *,
     is_lr: bool = False,
     crop: int | None = None,
-) -> Subject:
+) -> LamInput:
     """Reads an image and makes the input of it.
 
     Args:
@@ -95,7 +95,7 @@ def load_subject(
     if 0 in (height, width):
         raise HatlibError(f"'{path}' has fewer pixels than the scale of {scale}.")
     whole = height * scale, width * scale
-    x, y, side = checked_window(window or centre_window(*whole), *whole, f"the output of '{path}'")
+    x, y, side = checked_window(window or center_window(*whole), *whole, f"the output of '{path}'")
     left, top, columns, rows = 0, 0, width, height
     if crop is not None:
         if crop > min(height, width):
@@ -107,7 +107,7 @@ def load_subject(
     part = image[:, top * step : (top + rows) * step, left * step : (left + columns) * step].contiguous()
     shifted = (x - left * scale, y - top * scale, side)
     lr, hr = (part, None) if is_lr else (imresize(part, 1 / scale), part)
-    return Subject(lr, hr, shifted, (left, top))
+    return LamInput(lr, hr, shifted, (left, top))
 
 
 def _around(start: int, side: int, scale: int, crop: int, length: int) -> int:
@@ -118,28 +118,28 @@ def _around(start: int, side: int, scale: int, crop: int, length: int) -> int:
     return min(max((start + side // 2) // scale - crop // 2, first), last)
 
 
-def compare(
+def compare_attributions(
     models: Mapping[str, nn.Module],
     files: Mapping[str, Path],
-    load: Callable[[Path], Subject],
+    load: Callable[[Path], LamInput],
     progress: Callable[[float, int], None] | None = None,
     **options: Any,
-) -> Iterator[Comparison]:
+) -> Iterator[LamComparison]:
     """Attributions of several networks for one image after the other; what fails does not stop the others.
 
     Args:
         models: the networks by name.
         files: image files by name.
-        load: gives the subject of a file.
+        load: gives the lam_input of a file.
         progress: called as progress(done, total) with the attributions done, the one in progress as a fraction.
         options: of `lam`.
     """
     total = len(files) * len(models)
     for i, (image, file) in enumerate(files.items()):
         try:
-            subject = load(file)
+            lam_input = load(file)
         except Exception as error:
-            yield Comparison(image, errors=[_told(error, file)])
+            yield LamComparison(image, errors=[_failure(error, file)])
             continue
         results, errors = {}, []
         for j, (name, model) in enumerate(models.items()):
@@ -149,13 +149,13 @@ def compare(
                     progress(before + done / of, total)
 
             try:
-                results[name] = lam(model, subject.lr, subject.window, progress=step, **options)
+                results[name] = lam(model, lam_input.lr, lam_input.window, progress=step, **options)
             except Exception as error:  # a foreign network may raise anything
-                errors.append(_told(error, file, name))
-        yield Comparison(image, subject, results, errors)
+                errors.append(_failure(error, file, name))
+        yield LamComparison(image, lam_input, results, errors)
 
 
-def _told(error: Exception, file: Path, network: str | None = None) -> str:
+def _failure(error: Exception, file: Path, network: str | None = None) -> str:
     """What went wrong with a file, or with a network on it, in one sentence."""
     if not isinstance(error, HatlibError):
         return f"{network or 'Reading'} fails on '{file}': {type(error).__name__}: {first_line(error)}."

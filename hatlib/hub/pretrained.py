@@ -5,7 +5,6 @@ processor) and the model card `README.md`.
 """
 
 import json
-import os
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -15,12 +14,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hatlib.card import ModelFacts, write_card
-from hatlib.checkpoint import SUFFIXES, load_recognised, load_state_dict, read_state_dict, write_state_dict
-from hatlib.config import CONFIG_NAME, capture_arguments, encode, read_config
+from hatlib.atomic import write_text
+from hatlib.checkpoint import WEIGHT_SUFFIXES, load_detected, load_state_dict, read_state_dict, write_state_dict
 from hatlib.errors import HatlibError
+from hatlib.hub.arguments import CONFIG_NAME, capture_arguments, encode, read_config
+from hatlib.hub.card import ModelFacts, write_card
+from hatlib.hub.repository import WEIGHTS_NAME, download_model, split_revision, upload_model, weights_file
 from hatlib.registry import build, find_arch, model_info, registered_build, timm_cfg
-from hatlib.repository import WEIGHTS_NAME, download_model, split_revision, upload_model, weights_file
+from hatlib.version import __version__
 
 __all__ = ["PretrainedModel", "build_from_config", "load_saved"]
 
@@ -37,9 +38,9 @@ class PretrainedModel(nn.Module):
     """
 
     # Constructor arguments that weights don't tell and that change the result.
-    not_in_weights: tuple[str, ...] = ()
+    unrecoverable_args: tuple[str, ...] = ()
     # Those that change training alone, or nothing.
-    not_of_the_network: tuple[str, ...] = ()
+    training_only_args: tuple[str, ...] = ()
     # BibTeX, for the model card.
     citation = ""
 
@@ -51,8 +52,6 @@ class PretrainedModel(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """All that weights can't hold, JSON-safe: constructor arguments, class, arch, version; as in config.json."""
-        from hatlib import __version__
-
         arguments = {name: encode(value, name) for name, value in self._arguments.items()}
         arch, _ = self.arch_of(arguments)
         return {
@@ -68,13 +67,13 @@ class PretrainedModel(nn.Module):
             "image_processor_type": _PROCESSOR["image_processor_type"],
         }
 
-    def _remember(self, **changes: Any) -> None:
+    def _update_arguments(self, **changes: Any) -> None:
         """Keeps the configuration true after a change to a model that was made with other arguments."""
         self._arguments.update({name: value for name, value in changes.items() if name in self._arguments})
 
     def arch_of(self, arguments: Mapping[str, Any]) -> tuple[str, bool]:
         """The registered arch to build this network with, and whether it is that arch without changes."""
-        arch, same = find_arch(type(self), arguments, self.not_of_the_network)
+        arch, same = find_arch(type(self), arguments, self.training_only_args)
         if not same and (own := (getattr(self, "pretrained_cfg", None) or {}).get("architecture")):
             fits = arch == "" or own.endswith(f"_x{arguments.get('upscale')}")
             return (own if fits else arch), False
@@ -155,8 +154,8 @@ class PretrainedModel(nn.Module):
             header = {key: config[key] for key in ("architecture", "model_args") if key in config}
             write_state_dict(state_dict, directory / WEIGHTS_NAME, header)
             write_card(self, directory, facts or ModelFacts(), repo_id)
-            _write_text(directory / "preprocessor_config.json", json.dumps(_PROCESSOR, indent=2) + "\n")
-            _write_text(directory / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+            write_text(directory / "preprocessor_config.json", json.dumps(_PROCESSOR, indent=2) + "\n")
+            write_text(directory / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
         except OSError as error:
             raise HatlibError(f"Cannot save to {str(directory)!r}: {error}.") from error
 
@@ -238,8 +237,8 @@ def _load(
     path = Path(place)
     if kind != "hf-hub" and (kind == "local-dir" or path.is_dir()):
         return _load_folder(cls, path, str(path), strict, overrides)
-    if kind == "" and (path.is_file() or path.suffix in SUFFIXES):
-        model, saved_dtype = load_recognised(path, None, strict, overrides)
+    if kind == "" and (path.is_file() or path.suffix in WEIGHT_SUFFIXES):
+        model, saved_dtype = load_detected(path, None, strict, overrides)
         return _checked(model, cls, str(path)), saved_dtype
     if kind == "" and "/" not in place:
         return _checked(build(place, pretrained=True, **overrides), cls, place), None
@@ -277,9 +276,3 @@ def _checked(model: nn.Module, cls: type[PretrainedModel], name: str) -> Any:
         loader = f"{found}.from_pretrained" if isinstance(model, PretrainedModel) else "hatlib.load_checkpoint"
         raise HatlibError(f"{name!r} is a {found}, not a {cls.__name__}; load it with {loader}.")
     return model
-
-
-def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -9,21 +9,29 @@ from torch import Tensor
 
 from hatlib.errors import HatlibError
 
-__all__ = ["divisor", "numbered", "recognise_head", "refuse_ape", "residual_kind", "side", "widening"]
+__all__ = [
+    "count_modules",
+    "detect_head",
+    "detect_residual",
+    "expansion_ratio",
+    "reduction_ratio",
+    "reject_ape",
+    "table_span",
+]
 
 
-def numbered(state_dict: Mapping[str, Tensor], prefix: str) -> int:
+def count_modules(state_dict: Mapping[str, Tensor], prefix: str) -> int:
     """How many modules there are in the list `prefix`."""
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
     return len({match[1] for name in state_dict if (match := pattern.match(name))})
 
 
-def side(table: Tensor) -> int:
+def table_span(table: Tensor) -> int:
     """Root of the rows of a bias table, which has one for each offset in a square."""
     return math.isqrt(table.shape[0])
 
 
-def divisor(width: int, inner: int) -> float:
+def reduction_ratio(width: int, inner: int) -> float:
     """The ratio for which width // ratio is `inner`: of several the one that divides the width, else the smallest."""
     if width % inner == 0:
         return width // inner
@@ -33,25 +41,25 @@ def divisor(width: int, inner: int) -> float:
     return width / (inner + 0.5)
 
 
-def widening(width: int, product: int) -> float:
+def expansion_ratio(width: int, product: int) -> float:
     """The ratio for which int(width * ratio) is `product`."""
     ratio = product / width
     return ratio if int(width * ratio) == product else (product + 0.5) / width
 
 
-def residual_kind(state_dict: Mapping[str, Tensor]) -> str:
+def detect_residual(state_dict: Mapping[str, Tensor]) -> str:
     """`resi_connection` of a network of window attention."""
     kinds = {"conv_after_body.weight": "1conv", "conv_after_body.0.weight": "3conv"}
     return next((kind for name, kind in kinds.items() if name in state_dict), "identity")
 
 
-def refuse_ape(state_dict: Mapping[str, Tensor], name: str) -> None:
+def reject_ape(state_dict: Mapping[str, Tensor], name: str) -> None:
     """Raises HatlibError for weights that are tied to one input size."""
     if "absolute_pos_embed" in state_dict:
         raise HatlibError(f"The weights have an absolute position embedding (ape=True); hatlib has no {name} with it.")
 
 
-def recognise_head(state_dict: Mapping[str, Tensor], in_chans: int) -> dict[str, Any]:
+def detect_head(state_dict: Mapping[str, Tensor], in_chans: int) -> dict[str, Any]:
     """upscale, upsampler, num_feat (where the head has one) and out_chans (None if as `in_chans`).
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from hatlib.errors import HatlibError
-from hatlib.registry import tuples
+from hatlib.registry import to_tuples
 
 __all__ = ["capture_arguments", "decode", "encode", "read_config"]
 
@@ -69,7 +69,7 @@ def decode(value: Any) -> Any:
         if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
             raise HatlibError(f"There is no layer {value!r}.")
         return layer
-    return tuples(value)
+    return to_tuples(value)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -1,16 +1,15 @@
 """Checkpoints of a training: folders named by the update, whole or not there.
 
-A checkpoint is written under another name and renamed when all of it is on the disk, so a process that is killed at
-any moment leaves the previous one as the newest.
+The state of a checkpoint is written under a temporary name and renamed when all of it is on the disk, so a process that
+is killed at any moment leaves the previous checkpoint as the newest one.
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
 import random
 import re
 import shutil
-import uuid
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,11 +19,12 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
+from hatlib.atomic import atomic_path, remove_stale
 from hatlib.errors import HatlibError, first_line
-from hatlib.training.config import Config, flat
+from hatlib.training.config import Config, flatten
 
 __all__ = [
-    "check_same",
+    "check_resumable",
     "checkpoint_to_resume",
     "find_checkpoints",
     "load_checkpoint",
@@ -36,7 +36,6 @@ __all__ = [
 
 FORMAT = 1
 STATE = "state.pt"
-_PART = ".checkpoint-"
 
 FREE = ("out", "note", "recipe_batch", "device", "data.workers", "data.cache", "data.hr", "data.lr", "data.files")
 """What a run may change when it goes on, beside the sections `val`, `save` and `log`: nothing that it computes. Where
@@ -48,8 +47,18 @@ SPEED = ("model.init", "model.interpolate", "model.compile", "model.compile_back
 
 def find_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a run, the newest first."""
-    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted((p for p in found if (p / STATE).is_file()), key=update_of, reverse=True)
+    return sorted((path for path in _folders(folder) if (path / STATE).is_file()), key=update_of, reverse=True)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+
+
+def _remove_if_incomplete(checkpoint: Path) -> None:
+    """Removes a folder that a killed process left without its state, unless it holds anything else."""
+    remove_stale(checkpoint)
+    with contextlib.suppress(OSError):  # not there, or not empty
+        checkpoint.rmdir()
 
 
 def update_of(checkpoint: Path) -> int:
@@ -66,19 +75,14 @@ def save_checkpoint(folder: Path, update: int, state: Mapping[str, Any]) -> Path
     target = folder / f"checkpoint-{update:06d}"
     if (target / STATE).is_file():
         return target
-    part = folder / f"{_PART}{update:06d}.{uuid.uuid4().hex[:8]}.part"
     try:
-        for stale in folder.glob(f"{_PART}*.part"):  # of a process that was killed: a run has one writer
-            shutil.rmtree(stale, ignore_errors=True)
-        part.mkdir(parents=True)
-        with (part / STATE).open("wb") as file:
+        for incomplete in _folders(folder):
+            _remove_if_incomplete(incomplete)
+        target.mkdir(parents=True, exist_ok=True)
+        with atomic_path(target / STATE) as temporary, temporary.open("wb") as file:
             torch.save({"format": FORMAT, "update": update, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(part, target)
-        _sync(folder)
-    except (OSError, RuntimeError) as error:
-        shutil.rmtree(part, ignore_errors=True)
+    except (HatlibError, OSError, RuntimeError) as error:
+        _remove_if_incomplete(target)
         older = find_checkpoints(folder)
         kept = f"the last one is '{older[0]}'" if older else "there is none yet"
         raise HatlibError(
@@ -140,12 +144,11 @@ def prune(folder: Path, keep: int, best: int | None) -> None:
     """Removes all checkpoints but the last `keep` ones and that of update `best`."""
     for path in find_checkpoints(folder)[keep:]:
         if update_of(path) != best:
-            gone = folder / f"{_PART}{path.name.rpartition('-')[2]}.old.part"
-            os.rename(path, gone)  # at once, so that no half of it is taken for a whole one
-            shutil.rmtree(gone, ignore_errors=True)
+            (path / STATE).unlink()  # first, so that nothing takes a half-removed folder for a checkpoint
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def check_same(config: Config, facts: Mapping[str, Any], state: Mapping[str, Any], path: Path) -> None:
+def check_resumable(config: Config, facts: Mapping[str, Any], state: Mapping[str, Any], path: Path) -> None:
     """Refuses to go on with another training than the one that was stopped.
 
     Args:
@@ -158,10 +161,10 @@ def check_same(config: Config, facts: Mapping[str, Any], state: Mapping[str, Any
         HatlibError: If they differ, saying how.
     """
     try:  # with the defaults of keys that it did not know yet
-        before = flat(Config.model_validate(state["config"]).model_dump(mode="json"))
+        before = flatten(Config.model_validate(state["config"]).model_dump(mode="json"))
     except ValidationError as error:
         raise HatlibError(f"The checkpoint '{path}' is of another version of hatlib, with other keys.") from error
-    now = flat(config.model_dump(mode="json"))
+    now = flatten(config.model_dump(mode="json"))
     free = {*FREE, *SPEED, "train.batch", "train.accumulation"}  # of these the product is compared, among the facts
     if config.train.schedule != "cosine":
         free.add("train.updates")
@@ -194,16 +197,6 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def _sync(folder: Path) -> None:
-    """Makes a rename last through a power failure, where the system can."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _reason(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hatlib.data.check import check_dataset
+from hatlib.data.checks import check_dataset
 from hatlib.data.patches import extract_patches
 from hatlib.errors import HatlibError
 

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from hatlib.blocks.imresize import imresize
 from hatlib.data.datasets import LR_FOLDERS, ImagePairs, benchmark_folders
 from hatlib.data.files import index_images, read_rgb
-from hatlib.data.imresize import imresize
 from hatlib.errors import HatlibError
 from hatlib.metrics import psnr
 
 __all__ = ["check_dataset"]
 
-ALIKE = 20.0
+MIN_SIMILARITY = 20.0
 """An LR image that is less than this many dB from its HR image's bicubic reduction is taken as another picture."""
 
 Progress = Callable[[int, int], None]
@@ -79,7 +79,7 @@ def check_dataset(
             if isinstance(answer, HatlibError):
                 if str(answer) not in problems:
                     problems.append(str(answer))
-            elif answer < ALIKE:
+            elif answer < MIN_SIMILARITY:
                 problems.append(f"'{name}' and its partner in '{place}' are {answer:.1f} dB apart: another picture?")
             else:
                 exact += answer == float("inf")

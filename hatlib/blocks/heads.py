@@ -102,7 +102,7 @@ class PixelShuffleDirectHead(nn.Module):
 
 
 class NearestConvHead(nn.Module):
-    """Nearest-neighbour enlargement by 2, each followed by a convolution: fewer checkerboards in GAN training.
+    """Nearest-neighbor enlargement by 2, each followed by a convolution: fewer checkerboards in GAN training.
 
     (B, dim, H, W) -> (B, out_chans, scale * H, scale * W), for a scale that is a power of 2 (SwinIR, real-world SR).
     """

@@ -1,7 +1,6 @@
 """Model cards: what is known of a model, and what its user said, never over a user's own text."""
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +8,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 from torch import nn
+
+from hatlib.atomic import write_text
 
 __all__ = ["ModelFacts", "write_card"]
 
@@ -49,9 +50,7 @@ def write_card(model: nn.Module, directory: Path, facts: ModelFacts, repo_id: st
             return
     text = card_text(model, facts, f"hf-hub:{repo_id}" if repo_id else "local-dir:.")
     seal = f"\n<!-- written by hatlib, unchanged while this is its hash: {_hash(text)} -->\n"
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text + seal, encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, text + seal)
 
 
 def card_text(model: nn.Module, facts: ModelFacts, source: str) -> str:

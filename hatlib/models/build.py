@@ -7,9 +7,9 @@ from typing import Any
 from timm.models import build_model_with_cfg
 
 from hatlib.checkpoint import unwrap_state_dict
-from hatlib.errors import HatlibError, near_names
-from hatlib.models._base import RestorationModel
-from hatlib.registry import Weights, list_models, model_info, register_model, tuples
+from hatlib.errors import HatlibError, similar_names
+from hatlib.models.base import RestorationModel
+from hatlib.registry import Weights, list_models, model_info, register_model, to_tuples
 
 __all__ = ["build_model", "register_arch"]
 
@@ -53,7 +53,7 @@ def build_model(cls: type[RestorationModel], arch: str, pretrained: bool = False
         )
     known = inspect.signature(cls).parameters.keys() | _TIMM_OPTIONS
     for option in kwargs.keys() - known:
-        raise HatlibError(f"{arch} has no option {option!r}.{near_names(option, known)}")
+        raise HatlibError(f"{arch} has no option {option!r}.{similar_names(option, known)}")
     source_args = kwargs.get("pretrained_model_args") or {}
     if "pretrained_model_args" not in _BUILDER_OPTIONS:
         kwargs.pop("pretrained_model_args", None)
@@ -76,7 +76,7 @@ def build_model(cls: type[RestorationModel], arch: str, pretrained: bool = False
         pretrained_filter_fn=_to_model,
         feature_cfg=dict(feature_cls="getter", out_indices=None),
         kwargs_filter=_CLASSIFIER_OPTIONS,
-        **{name: tuples(value) for name, value in kwargs.items()},
+        **{name: to_tuples(value) for name, value in kwargs.items()},
     )
     if weights:
         model.loaded_weights = weights
@@ -116,6 +116,6 @@ def _verified_file(weights: Weights | None, arch: str) -> str:
     if weights is None:
         known = ", ".join(list_models(f"{arch.partition('_')[0]}_*", pretrained=True)) or "none of its family"
         raise HatlibError(f"There are no pretrained weights for {arch}; there are for {known}.")
-    from hatlib.download import fetch_weights
+    from hatlib.hub.download import fetch_weights
 
     return str(fetch_weights(weights))

@@ -1,4 +1,4 @@
-"""Networks that are not ours, through spandrel: for upscaling, evaluating and analysing them."""
+"""Networks that are not ours, through spandrel: for upscaling, evaluating and analyzing them."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ class ForeignModel(nn.Module):
 
 
 def load_foreign(state_dict: dict[str, Tensor], source: str, overrides: dict[str, Any]) -> ForeignModel:
-    """The network that spandrel recognises in a state dict, in eval mode.
+    """The network that spandrel detects in a state dict, in eval mode.
 
     Raises:
         HatlibError: if spandrel is not installed, knows no such network, or arguments are given, which it can't take.

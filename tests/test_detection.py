@@ -1,21 +1,21 @@
-"""Weight files of unknown make: what is recognised, what is warned of, what is left to spandrel."""
+"""Weight files of unknown make: what is detected, what is warned of, what is left to spandrel."""
 
 import random
 import warnings
 
 import pytest
 import torch
-from conftest import randomise, relative_error, tiny_overrides
+from conftest import randomize, relative_error, tiny_overrides
 from spandrel import ModelLoader
 from spandrel.architectures.HAT import HAT as SpandrelHAT
 
 import hatlib
 from hatlib import HatlibError, load_checkpoint
 from hatlib.checkpoint import load_weights, read_state_dict, write_state_dict
-from hatlib.foreign import ForeignModel
+from hatlib.engines.foreign import ForeignModel
 from hatlib.models import HAT
-from hatlib.models._recognise import divisor, widening
-from hatlib.registry import recognise
+from hatlib.models.detect import expansion_ratio, reduction_ratio
+from hatlib.registry import detect
 
 TINY = tiny_overrides("hat_x2")
 
@@ -49,7 +49,7 @@ def random_config(seed):
 def test_random_hyper_parameters(seed, tmp_path):
     config = random_config(seed)
     torch.manual_seed(seed)
-    theirs = randomise(SpandrelHAT(img_size=64, **config), seed).eval()
+    theirs = randomize(SpandrelHAT(img_size=64, **config), seed).eval()
     torch.save({"params_ema": theirs.state_dict()}, tmp_path / "w.pth")
     ours = load_checkpoint(tmp_path / "w.pth")
     found = ours.config["model_args"]
@@ -85,7 +85,7 @@ def test_random_hyper_parameters(seed, tmp_path):
 )
 @pytest.mark.filterwarnings("ignore:.*does not tell")
 def test_what_only_we_have(option, tmp_path):
-    model = randomise(HAT(**{"upscale": 2, **TINY, **option})).eval()
+    model = randomize(HAT(**{"upscale": 2, **TINY, **option})).eval()
     torch.save(model.state_dict(), tmp_path / "w.pth")
     again = load_checkpoint(tmp_path / "w.pth")
     unused = {"num_feat"} if option.get("upsampler") in ("pixelshuffle+conv", "pixelshuffledirect", "") else set()
@@ -99,7 +99,7 @@ def test_what_only_we_have(option, tmp_path):
 def test_index_buffers_are_not_needed():
     state_dict = HAT(upscale=2, **TINY).state_dict()
     assert not any("index" in name for name in state_dict)
-    cls, arguments = recognise(state_dict)
+    cls, arguments = detect(state_dict)
     assert cls is HAT and arguments["window_size"] == 8 and arguments["overlap_ratio"] == 0.5
 
 
@@ -107,7 +107,7 @@ def test_index_buffers_are_not_needed():
 def test_registered_archs_are_known_by_name(name, tmp_path):
     with torch.device("meta"):
         model = hatlib.create_model(name)
-    cls, arguments = recognise(model.state_dict())
+    cls, arguments = detect(model.state_dict())
     assert hatlib.registry.find_arch(cls, arguments) == (name, True)
     assert model.config["architecture"] == name
 
@@ -115,10 +115,10 @@ def test_registered_archs_are_known_by_name(name, tmp_path):
 def test_ratios():
     for width in range(1, 40):
         for inner in range(1, width + 1):
-            assert int(width // divisor(width, inner)) == inner
+            assert int(width // reduction_ratio(width, inner)) == inner
         for product in range(1, 3 * width):
-            assert int(width * widening(width, product)) == product
-    assert (divisor(180, 60), divisor(180, 6), widening(16, 8)) == (3, 30, 0.5)
+            assert int(width * expansion_ratio(width, product)) == product
+    assert (reduction_ratio(180, 60), reduction_ratio(180, 6), expansion_ratio(16, 8)) == (3, 30, 0.5)
 
 
 # What weights can't tell.
@@ -139,7 +139,7 @@ def test_one_warning_about_what_weights_cannot_tell(tmp_path):
 
 
 def test_no_warning_where_nothing_is_guessed(tmp_path, monkeypatch):
-    model = randomise(HAT(upscale=2, conv_scale=0.5, **TINY)).eval()
+    model = randomize(HAT(upscale=2, conv_scale=0.5, **TINY)).eval()
     model.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "w.pth")
     with warnings.catch_warnings():
@@ -155,7 +155,7 @@ def test_no_warning_where_nothing_is_guessed(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*does not tell")
 def test_averaged_weights_or_the_others(tmp_path):
-    plain, ema = (randomise(HAT(upscale=2, **TINY), seed).state_dict() for seed in (1, 2))
+    plain, ema = (randomize(HAT(upscale=2, **TINY), seed).state_dict() for seed in (1, 2))
     torch.save({"params": plain, "params_ema": ema}, tmp_path / "both.pth")
     for choice, expected in ((None, ema), (True, ema), (False, plain)):
         weights = load_checkpoint(tmp_path / "both.pth", ema=choice).state_dict()
@@ -182,7 +182,7 @@ def test_absolute_positions_are_refused(tmp_path):
 
 
 def test_partial_load_from_another_scale(tmp_path, caplog):
-    x2, x4 = randomise(HAT(upscale=2, **TINY), 1), HAT(upscale=4, **TINY)
+    x2, x4 = randomize(HAT(upscale=2, **TINY), 1), HAT(upscale=4, **TINY)
     write_state_dict(x2.state_dict(), tmp_path / "x2.safetensors")
     with pytest.raises(HatlibError, match=r"2 keys missing \(upsample.2.weight.*strict=False"):
         load_weights(x4, tmp_path / "x2.safetensors")
@@ -209,7 +209,7 @@ def test_nothing_in_common_is_no_partial_load(tmp_path):
 def foreign(tmp_path):
     from spandrel.architectures.SPAN import SPAN
 
-    model = randomise(SPAN(num_in_ch=3, num_out_ch=3, upscale=2, feature_channels=16), std=0.02).eval()
+    model = randomize(SPAN(num_in_ch=3, num_out_ch=3, upscale=2, feature_channels=16), std=0.02).eval()
     torch.save({"params": model.state_dict()}, tmp_path / "span.pth")
     return model, tmp_path / "span.pth"
 
@@ -236,7 +236,7 @@ def test_foreign_network_that_needs_a_multiple(tmp_path):
     from spandrel.architectures.DAT import DAT
 
     config = dict(embed_dim=32, split_size=[4, 4], depth=[1], num_heads=[2], expansion_factor=2.0, upscale=2)
-    theirs = randomise(DAT(img_size=16, img_range=1.0, resi_connection="1conv", upsampler="pixelshuffle", **config))
+    theirs = randomize(DAT(img_size=16, img_range=1.0, resi_connection="1conv", upsampler="pixelshuffle", **config))
     torch.save(theirs.state_dict(), tmp_path / "dat.pth")
     ours = load_checkpoint(tmp_path / "dat.pth")
     with torch.no_grad():

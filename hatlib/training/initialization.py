@@ -7,18 +7,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hatlib.checkpoint import SUFFIXES, listed, load_state_dict, read_state_dict, told_otherwise
-from hatlib.download import fetch_weights
+from hatlib.checkpoint import WEIGHT_SUFFIXES, conflicting_arguments, format_arguments, load_state_dict, read_state_dict
 from hatlib.errors import HatlibError
-from hatlib.factory import create_model
+from hatlib.hub.download import fetch_weights
+from hatlib.hub.repository import weights_file
+from hatlib.load import create_model
 from hatlib.registry import model_info
-from hatlib.repository import weights_file
 from hatlib.training.config import ModelConfig
 
-__all__ = ["build_model", "start_as_interpolation"]
+__all__ = ["init_as_interpolation", "initial_model"]
 
 
-def build_model(config: ModelConfig) -> tuple[nn.Module, str]:
+def initial_model(config: ModelConfig) -> tuple[nn.Module, str]:
     """Builds the model of a configuration, with the weights it starts from.
 
     Returns:
@@ -29,13 +29,13 @@ def build_model(config: ModelConfig) -> tuple[nn.Module, str]:
     """
     model = create_model(config.name, **config.args)
     if config.interpolate:
-        start_as_interpolation(model)
-    told = "interpolation" if config.interpolate else "random weights"
+        init_as_interpolation(model)
+    origin = "interpolation" if config.interpolate else "random weights"
     if config.init is not None:
-        told = _load(model, config.init)
+        origin = _load(model, config.init)
     if config.grad_checkpointing:
         model.set_grad_checkpointing(True)
-    return (model.to(memory_format=torch.channels_last) if config.channels_last else model), told
+    return (model.to(memory_format=torch.channels_last) if config.channels_last else model), origin
 
 
 def _load(model: nn.Module, init: str) -> str:
@@ -43,7 +43,7 @@ def _load(model: nn.Module, init: str) -> str:
     path = Path(init)
     if path.is_dir():
         file = weights_file(path)
-    elif path.is_file() or path.suffix in SUFFIXES:
+    elif path.is_file() or path.suffix in WEIGHT_SUFFIXES:
         file = path
     else:
         info = model_info(init)
@@ -61,11 +61,11 @@ def _load(model: nn.Module, init: str) -> str:
             f"{len(odd)} parameters, such as {odd[0]}. Start from weights of the same size."
         )
     # The mean comes along with the weights.
-    others = {n: v for n, v in told_otherwise(model, own, file, published).items() if n != "mean"}
+    others = {n: v for n, v in conflicting_arguments(model, own, file, published).items() if n != "mean"}
     if others:
         raise HatlibError(
-            f"{init!r} (model.init) is for a network with {listed(others)}, which its weights alone do not tell: say "
-            "so in model.args."
+            f"{init!r} (model.init) is for a network with {format_arguments(others)}, which its weights alone do "
+            "not reveal: set the same values in model.args."
         )
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     fitted = [name for name in report.loaded if name in weights and weights[name].shape != shapes[name]]
@@ -77,13 +77,13 @@ def _load(model: nn.Module, init: str) -> str:
         )
         if names
     ]
-    told = [f"{what} {', '.join(sorted({n.rpartition('.')[0] for n in names}))}" for names, what in changes]
-    return ", with ".join([init, *told])
+    notes = [f"{what} {', '.join(sorted({n.rpartition('.')[0] for n in names}))}" for names, what in changes]
+    return ", with ".join([init, *notes])
 
 
 @torch.no_grad()
-def start_as_interpolation(model: nn.Module) -> None:
-    """Initialises the convolutions around the trunk so that the untrained network interpolates its input.
+def init_as_interpolation(model: nn.Module) -> None:
+    """Initializes the convolutions around the trunk so that the untrained network interpolates its input.
 
     Six channels carry the image and its negative from `conv_first` to `conv_last` (in pairs, since
     leaky(x) - leaky(-x) is linear), and each pixel-shuffle convolution interpolates them; the others stay random. A

@@ -11,16 +11,16 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from hatlib.card import ModelFacts
 from hatlib.data import ImagePairs
-from hatlib.evaluation import Contender
+from hatlib.evaluation import Candidate
+from hatlib.hub.card import ModelFacts
 from hatlib.training.config import Config
 from hatlib.training.validate import Metrics, metrics_of, validate
 
-__all__ = ["export_model"]
+__all__ = ["save_final_model"]
 
 
-def export_model(
+def save_final_model(
     config: Config, model: nn.Module, val: Mapping[str, ImagePairs], accelerator: Accelerator, facts: Mapping[str, Any]
 ) -> tuple[Path, Metrics]:
     """Writes FOLDER/model with `save_pretrained`, and measures what was written.
@@ -41,7 +41,7 @@ def export_model(
         saved = saved.half().float()  # what is measured is what is written
     metrics: Metrics = {}
     if val:
-        rows = [Contender("model", saved)]
+        rows = [Candidate("model", saved)]
         metrics = metrics_of(validate(rows, val, accelerator, config.val.tile), "model")
     if accelerator.is_main_process:
         weights = {

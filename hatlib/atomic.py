@@ -20,6 +20,8 @@ try:
 except ImportError:  # Windows: an open file can't be removed there, which serves as the lock
     fcntl = None
 
+__all__ = ["atomic_path", "remove_stale", "write_text"]
+
 _PREFIX, _SUFFIX = ".hatlib-", ".part"
 
 
@@ -40,6 +42,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             if fcntl is None:
                 owner.close()  # Windows renames no open file
             os.replace(temporary, path)
+            _sync_folder(path.parent)
         finally:
             owner.close()
             temporary.unlink(missing_ok=True)
@@ -56,6 +59,26 @@ def remove_stale(folder: Path) -> None:
                     stale.unlink()
         except OSError:  # of a living process on Windows, of another user, or gone meanwhile
             continue
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 text file atomically.
+
+    Raises:
+        HatlibError: if the file cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename survive a power failure, on systems that can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _create(folder: Path) -> tuple[Path, BinaryIO]:

@@ -15,8 +15,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from hatlib.config import CONFIG_NAME
 from hatlib.errors import HatlibError
+from hatlib.hub.arguments import CONFIG_NAME
 
 __all__ = ["WEIGHTS_NAME", "download_model", "split_revision", "upload_model", "weights_file"]
 

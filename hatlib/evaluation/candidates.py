@@ -11,20 +11,20 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from hatlib.checkpoint import SUFFIXES, load_checkpoint, sha256
+from hatlib.checkpoint import WEIGHT_SUFFIXES, sha256
 from hatlib.data import imresize
 from hatlib.errors import HatlibError
-from hatlib.factory import create_model
+from hatlib.load import create_model, load_checkpoint
 from hatlib.metrics import rgb_to_y
 from hatlib.registry import Weights, list_models, model_info
 
-__all__ = ["Contender", "bicubic", "bicubic_luma", "resolve_models"]
+__all__ = ["Candidate", "bicubic", "bicubic_luma", "resolve_models"]
 
 BICUBIC = "bicubic"
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """One row of the comparison.
 
     Attributes:
@@ -67,7 +67,7 @@ def bicubic_luma(hr: Tensor, scale: int) -> tuple[Tensor, Tensor]:
     return imresize(imresize(luma, 1 / scale), scale) / 255, luma / 255
 
 
-def resolve_models(specs: Sequence[str], scale: int | None = None) -> tuple[list[Contender], int]:
+def resolve_models(specs: Sequence[str], scale: int | None = None) -> tuple[list[Candidate], int]:
     """Loads what `hatlib evaluate` was asked to compare, bicubic first.
 
     Args:
@@ -89,25 +89,25 @@ def resolve_models(specs: Sequence[str], scale: int | None = None) -> tuple[list
     if not known:
         raise HatlibError("Which scale? Bicubic interpolation alone needs --scale.")
     if len(known) > 1:
-        told = ", ".join(f"{spec} is x{s}" for spec, s in scales.items())
+        found = ", ".join(f"{spec} is x{s}" for spec, s in scales.items())
         wish = f", and --scale {scale} was asked for" if scale is not None else ""
-        raise HatlibError(f"Only models of one scale can be compared: {told}{wish}.")
+        raise HatlibError(f"Only models of one scale can be compared: {found}{wish}.")
     scale = known.pop()
-    rows = [Contender(BICUBIC)]
+    rows = [Candidate(BICUBIC)]
     for spec, (model, weights) in loaded:
         in_chans = getattr(model, "in_chans", 3)
         if in_chans != 3:
             raise HatlibError(f"{spec!r} takes images of {in_chans} channels; the protocol is that of RGB models.")
         if not hasattr(model, "upscale"):
             model.upscale = scale
-        short = Path(spec).stem if spec.endswith(SUFFIXES) else spec
+        short = Path(spec).stem if spec.endswith(WEIGHT_SUFFIXES) else spec
         name = spec if any(row.name == short for row in rows) else short
-        rows.append(Contender(name, model, weights.metrics if weights else {}, weights.ssim if weights else {}))
+        rows.append(Candidate(name, model, weights.metrics if weights else {}, weights.ssim if weights else {}))
     return rows, scale
 
 
 def _load(spec: str) -> tuple[nn.Module, Weights | None]:
-    if spec.endswith(SUFFIXES):
+    if spec.endswith(WEIGHT_SUFFIXES):
         model = load_checkpoint(spec)
         digest = sha256(spec)
         published = (model_info(name).weights for name in list_models(pretrained=True))
