@@ -155,6 +155,20 @@ def test_training_on_the_meta_device():
         assert block(torch.rand(1, 16, 8, 24)).shape == (1, 16, 8, 24)
 
 
+@torch.no_grad()
+def test_strips_run_on_the_cpu_only(monkeypatch):
+    """On any other device eager inference makes as many calls as training: one for the whole map."""
+    monkeypatch.setattr(strips, "STRIP_BYTES", 1)
+    sizes = []
+    block = blocks.HAB(12, 2, 4, squeeze_factor=4).eval()
+    block.mlp.fc1.register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape))
+    block(torch.zeros(1, 16, 12, 12))
+    assert sizes == [(1, 1, 12, 12)] * 16
+    sizes.clear()
+    block.to("meta")(torch.empty(1, 16, 12, 12, device="meta"))
+    assert sizes == [(1, 16, 12, 12)]
+
+
 @pytest.mark.parametrize("length, bytes_each, multiple", [(64, 100, 16), (7, 10**9, 1), (48, 1, 16), (50, 300, 1)])
 def test_strips_cover_all_within_the_budget(length, bytes_each, multiple):
     parts = list(strips.strips(length, bytes_each, multiple, budget=4000))

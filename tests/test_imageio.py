@@ -12,7 +12,8 @@ from PIL import Image as PILImage
 
 from hatlib.atomic import atomic_path
 from hatlib.errors import HatlibError
-from hatlib.imageio import IMAGE_SUFFIXES, Header, Image, check_output, png, read_image, remove_stale, write_image
+from hatlib.atomic import remove_stale
+from hatlib.imageio import IMAGE_SUFFIXES, Header, Image, check_output, png, read_image, write_image
 
 
 def picture(channels, dtype, height=13, width=17, seed=0):

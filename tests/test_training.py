@@ -19,7 +19,7 @@ from hatlib.cli import main as cli
 from hatlib.data import EndlessSampler, ImagePairs, TrainingPatches
 from hatlib.training import checkpointing, learning_rate, load_config, loop, train
 from hatlib.training.figures import draw_curves, read_log
-from hatlib.training.initialization import build_model
+from hatlib.training.initialization import initial_model
 
 
 @pytest.fixture(scope="module")
@@ -241,8 +241,8 @@ def test_start_from_saved_weights_of_another_scale(photos, tmp_path):
     source = hatlib.create_model("hat_t_x2", **TINY)
     source.save_pretrained(tmp_path / "x2")
     config = small(photos, tmp_path / "run", **{"model.name": "hat_t_x4", "model.init": str(tmp_path / "x2")})
-    model, told = build_model(config.model)
-    assert told == f"{tmp_path / 'x2'}, with new, untrained upsample.2"
+    model, origin = initial_model(config.model)
+    assert origin == f"{tmp_path / 'x2'}, with new, untrained upsample.2"
     old = source.state_dict()
     new = {name for name, value in model.state_dict().items() if name not in old or not torch.equal(value, old[name])}
     assert new == {"upsample.2.weight", "upsample.2.bias"}
@@ -263,8 +263,8 @@ def test_going_on_needs_no_weights_to_start_from(photos, tmp_path):
 
 def test_start_from_weights_by_name(photos, tmp_path):
     config = small(photos, tmp_path, **{"model.name": "hat_t_x4", "model.init": "hat_t_x4", "model.args": {}})
-    model, told = build_model(config.model)
-    assert told == "hat_t_x4"
+    model, origin = initial_model(config.model)
+    assert origin == "hat_t_x4"
     pretrained = hatlib.create_model("hat_t_x4", pretrained=True)
     assert all(torch.equal(value, pretrained.state_dict()[name]) for name, value in model.state_dict().items())
 
@@ -274,8 +274,8 @@ def test_start_as_interpolation(name):
     torch.manual_seed(0)
     changes = [f"model.name={name}", f"model.args={json.dumps(tiny_overrides(name))}"]
     config = load_config("hat_t_x4", changes)
-    model, told = build_model(config.model)
-    assert told == "interpolation"
+    model, origin = initial_model(config.model)
+    assert origin == "interpolation"
     ramp = torch.linspace(0.2, 0.8, 24).expand(1, 3, 16, 24)
     scale = model.upscale
     with torch.no_grad():

@@ -124,13 +124,13 @@ class WindowAttention(nn.Module):
             self._windows(part, bias if kind == 0 else bias + penalty[kind], overwrite=True) if part.numel() else part
             for kind, part in enumerate(parts)
         ]
-        if use_strips(self):
+        if use_strips(self, x):
             return x
         return torch.cat([torch.cat(done[:2], 2), torch.cat(done[2:], 2)], 1)
 
     def _windows(self, x: Tensor, bias: Tensor, overwrite: bool = False) -> Tensor:
         """Attention in the windows of a map, all with the same bias (heads, N, N) or each with its own."""
-        if not use_strips(self):
+        if not use_strips(self, x):
             return self._tile(x, bias, self.qkv, self.proj)
         qkv, proj = self.qkv, self.proj
         if is_plain(qkv) and is_plain(proj):
@@ -203,7 +203,7 @@ class OverlapCrossAttention(nn.Module):
         height, width = x.shape[1:3]
         bias = position_bias(self.relative_position_bias_table, self.relative_position_index)
         pad = (self.overlap_size - self.window_size) // 2
-        if not (use_strips(self) and is_plain(self.qkv) and is_plain(self.proj)):
+        if not (use_strips(self, x) and is_plain(self.qkv) and is_plain(self.proj)):
             q, kv = self.qkv(x).split([self.dim, 2 * self.dim], dim=-1)
             return self._tile(q, F.pad(kv, (0, 0, pad, pad, pad, pad)), bias, self.proj)
         weights = self.qkv.weight.split([self.dim, 2 * self.dim])
@@ -258,7 +258,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.attention(x)
-        return x.mul_(weight) if self.inplace and use_strips(self) else x * weight
+        return x.mul_(weight) if self.inplace and use_strips(self, x) else x * weight
 
 
 def is_plain(layer: nn.Module) -> bool:

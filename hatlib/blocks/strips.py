@@ -1,8 +1,9 @@
 """Working over a map in strips, so that temporaries are small, reused and in the cache.
 
 Large temporaries cost twice: they make the peak of the memory, and the system allocator hands them back after each
-operation and gets them again, zeroed, page by page. In eager inference attention, MLPs and upsamplers therefore go over
-a map piece by piece. With autograd the whole map is kept anyway, and a traced graph can't loop over a size.
+operation and gets them again, zeroed, page by page. In eager inference on a CPU, attention, MLPs and upsamplers
+therefore go over a map piece by piece. With autograd the whole map is kept anyway, a traced graph can't loop over a
+size, and a GPU wants few large kernels.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,13 +19,15 @@ STRIP_BYTES = 3 * 2**19
 HALO_STRIP_BYTES = 64 * 2**20
 
 
-def use_strips(module: nn.Module) -> bool:
-    """Whether a module may work in strips: in eager mode without gradients, and without dropout.
+def use_strips(module: nn.Module, x: Tensor) -> bool:
+    """Whether a module may work on x in strips: on the CPU, in eager mode, without gradients and without dropout.
 
-    With dropout, random numbers drawn strip by strip would be others than those drawn for the whole map, and the two
-    passes of gradient checkpointing would compute different networks.
+    A GPU hides no time behind a small working set; strips would only split its kernels into many tiny ones. With
+    dropout, random numbers drawn strip by strip would differ from those drawn for the whole map, and the two passes of
+    gradient checkpointing would compute different networks.
     """
-    return not (module.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+    eager = not (module.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+    return eager and x.device.type == "cpu"
 
 
 def strips(length: int, bytes_each: int, multiple: int = 1, budget: int | None = None) -> Iterator[slice]:
@@ -55,7 +58,7 @@ def add_in_strips(module: nn.Module, x: Tensor, function: Callable[[Tensor], Ten
         function: (B, h, W, C) -> (B, h, W, C).
         width: channels of its largest temporary.
     """
-    if not use_strips(module):
+    if not use_strips(module, x):
         return x + function(x)
     for rows in strips(x.shape[1], x.shape[0] * x.shape[2] * width * x.itemsize):
         x[:, rows] += function(x[:, rows])
@@ -75,7 +78,7 @@ def apply_in_strips(
         halo: rows of x beyond its own that a row of the result depends on.
         width: channels of the largest temporary, counted at the size of x.
     """
-    if not use_strips(module):
+    if not use_strips(module, x):
         return function(x)
     height = x.shape[2]
     parts = list(strips(height, x.shape[0] * x.shape[3] * width * x.itemsize, budget=HALO_STRIP_BYTES))
