@@ -135,7 +135,10 @@ class RestorationModel(PretrainedModel):
 
         Args:
             x: image, (B, in_chans, H, W).
-            left, top, width, height: a window that lies within the output, in its pixels.
+            left: first column of the window, in pixels of the output; the window lies within the output.
+            top: first row of the window.
+            width: columns of the window.
+            height: rows of the window.
 
         Returns:
             (B, out_chans, height, width)
