@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
+import psutil
 import torch
 from torch import nn
 
@@ -22,8 +22,8 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    free = [_meminfo(), _control_group()]
-    return min((value for value in free if value is not None), default=2**31)
+    available, group = psutil.virtual_memory().available, _control_group()
+    return available if group is None else min(available, group)
 
 
 def bytes_per_pixel(model: nn.Module) -> int:
@@ -53,19 +53,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _meminfo() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        pass
-    try:  # no Linux: half of what is built in
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
 def _control_group() -> int | None:
+    """Bytes that the process's control group (a container's limit) leaves free; psutil does not know of it."""
     group = Path("/sys/fs/cgroup")
     try:
         limit = (group / "memory.max").read_text().strip()
