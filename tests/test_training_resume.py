@@ -63,7 +63,7 @@ def test_killed_twice_equals_straight(photos, tmp_path, monkeypatch):
     assert run(tmp_path, "27", "-", *args, code=KILLED, check=False).returncode == -signal.SIGKILL
     assert run(tmp_path, "40", "writing", *args, code=KILLED, check=False).returncode == -signal.SIGKILL
     assert [path.name for path in checkpointing.find_checkpoints(out)] == ["checkpoint-000020"]
-    assert list(out.glob(".checkpoint-*.part")), "the half-written checkpoint should be there, under another name"
+    assert list((out / "checkpoint-000040").glob(".hatlib-*.part")), "half of a checkpoint should be there, not state.pt"
 
     # A crash of another kind, and the rest.
     config = small(photos, out, **EXACT)
@@ -172,7 +172,7 @@ def test_full_disk_keeps_the_last_one(straight, photos, tmp_path, monkeypatch):
     opened = pathlib.Path.open
 
     def open_full(path, mode="r", *args, **kwargs):
-        full = path.name == "state.pt" and mode == "wb" and "000004" in path.parent.name
+        full = path.suffix == ".part" and mode == "wb" and "000004" in path.parent.name
         return Full() if full else opened(path, mode, *args, **kwargs)
 
     with monkeypatch.context() as patched, pytest.raises(HatlibError) as error:
@@ -181,7 +181,7 @@ def test_full_disk_keeps_the_last_one(straight, photos, tmp_path, monkeypatch):
     assert "No space left on device" in str(error.value)
     assert f"the last one is '{config.folder / 'checkpoint-000002'}'" in str(error.value)
     assert [path.name for path in checkpointing.find_checkpoints(config.folder)] == ["checkpoint-000002"]
-    assert not list(config.folder.glob(".*part"))
+    assert not list(config.folder.rglob("*.part")) and not (config.folder / "checkpoint-000004").exists()
     train(config, resume="auto")
     assert differences(straight / "checkpoint-000006", config.folder / "checkpoint-000006") == []
 
