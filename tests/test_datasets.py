@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import signal
 import threading
 import time
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
+from hatlib.cli import main
 from hatlib.data import (
     EndlessSampler,
     ImagePairs,
@@ -21,7 +23,6 @@ from hatlib.data import (
     index_images,
     training_loader,
 )
-from hatlib.data import __main__ as command
 from hatlib.data.checks import check_dataset
 from hatlib.data.patches import extract_patches, patch_starts
 from hatlib.errors import HatlibError
@@ -364,21 +365,39 @@ def test_extraction_refuses_what_would_mix(tmp_path):
 
 def test_command(benchmark, tmp_path, capsys):
     (benchmark / "HR" / "broken.png").write_bytes((benchmark / "HR" / "a.png").read_bytes()[:200])
-    assert (
-        command.main(["extract-patches", str(benchmark / "HR"), str(tmp_path / "o"), "--size", "8", "--step", "8"]) == 1
-    )
+    extract = ["data", "extract-patches", str(benchmark / "HR"), str(tmp_path / "o"), "--size", "8", "--step", "8"]
+    assert main(extract) == 1
     captured = capsys.readouterr()
-    assert "patches written, 0 were there" in captured.out and "1 images could not be cut" in captured.err
+    assert "patches written, 0 already existed" in captured.out and "1 images could not be cut" in captured.err
     assert "broken.png" in captured.err and json.loads((tmp_path / "o" / "patches.json").read_text())["size"] == 8
-    assert command.main(["check", str(benchmark)]) == 1
+    assert main(["data", "check", str(benchmark)]) == 1
     captured = capsys.readouterr()
     assert "broken.png' is not a readable image" in captured.err
     (benchmark / "HR" / "broken.png").unlink()
-    assert command.main(["check", str(benchmark)]) == 0
+    assert main(["data", "check", str(benchmark)]) == 0
     captured = capsys.readouterr()
     assert "3 images, 3 of them exactly MATLAB's bicubic reduction" in captured.out and captured.err == ""
-    assert command.main(["check", str(tmp_path / "nothing")]) == 1
-    assert capsys.readouterr().err.startswith("hatlib.data: There is no folder")
+    for arguments, message in [
+        (["check", str(tmp_path / "nothing")], "There is no folder"),
+        (["extract-patches", str(tmp_path / "nothing"), str(tmp_path / "p")], "There is no folder"),
+        (["extract-patches", str(benchmark), str(tmp_path / "p"), "--lr", str(benchmark)], "--lr needs --scale"),
+    ]:
+        assert main(["data", *arguments]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.startswith(f"hatlib: {message}") and captured.err.count("\n") == 1
+    assert not (tmp_path / "p").exists()
+    for arguments in ([], ["sort"], ["check"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["data", *arguments])
+        assert stop.value.code == 2
+
+
+def test_interrupted_command(benchmark, monkeypatch, capsys):
+    """A signal that arrives between two images ends the command with its exit code."""
+    monkeypatch.setattr("hatlib.data.checks._compare", lambda pairs, index: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["data", "check", str(benchmark)]) == 143
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err == "hatlib: interrupted\n"
 
 
 def test_check_names_every_problem(benchmark):

@@ -290,7 +290,7 @@ def test_equal_images_are_infinitely_good(folder):
         (["bicubic", "--scale", "2", "--data", "Five", "--lr", "empty"], "holds no images"),
         (["bicubic", "--scale", "2", "--data", "Five", "--lr", "a", "b"], "one for each"),
         (["bicubic", "--scale", "2", "--data", "Five", "--tile", "-1"], "--tile"),
-        (["my_networks:told", "--data", "Five", "--device", "nonsense"], "no device 'nonsense'"),
+        (["my_networks:told", "--data", "Five", "--device", "nonsense"], "Cannot use the device 'nonsense'"),
         (["bicubic", "--scale", "2", "--data", "Five", "--json", "no/f.json"], "no folder 'no'"),
         (["bicubic", "--scale", "2", "--data", "Five", "--plot", "sheet"], "must end in"),
         (["bicubic", "--scale", "2", "--data", "Five", "--lr", "Five/HR"], "are not 1/2 of those"),

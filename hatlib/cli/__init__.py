@@ -12,10 +12,11 @@ import sys
 from collections.abc import Sequence
 
 from hatlib import signals
-from hatlib.cli import convert, data, evaluate, finetune, lam, models, upscale
+from hatlib.cli import convert, data, evaluate, features, finetune, lam, models, upscale
 from hatlib.errors import HatlibError
+from hatlib.version import __version__
 
-COMMANDS = (upscale, models, convert, evaluate, lam, finetune, data)
+COMMANDS = (upscale, models, convert, evaluate, lam, features, finetune, data)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, by default those of the process.
     """
     parser = argparse.ArgumentParser(prog="hatlib", description="Super-resolution and image restoration with HAT.")
+    parser.add_argument("--version", action="version", version=f"hatlib {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add_parser(commands)

@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hatlib import signals
+from hatlib.cli.progress import progress_bar, track
+from hatlib.cli.shared import add_device_option, check_outputs
 from hatlib.errors import HatlibError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from hatlib.data import ImagePairs
     from hatlib.evaluation import Candidate, Evaluation
 
@@ -47,7 +46,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--tile", type=int, default=0, metavar="N", help="largest tile in LR pixels (default: no tiles)"
     )
-    parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps... (default: a GPU if there is one)")
+    add_device_option(parser)
     parser.add_argument("--per-image", action="store_true", help="print a line per image too")
     parser.add_argument("--save-images", type=Path, metavar="DIR", help="save results as DIR/MODEL/DATA/NAME_xS.png")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, with full digits")
@@ -71,8 +70,7 @@ def run(args: argparse.Namespace) -> int:
         raise HatlibError(f"--tile takes a number of pixels, or 0 for whole images, not {args.tile}.")
     if args.plot is not None:
         check_output(args.plot)
-    if args.json is not None and not args.json.parent.is_dir():
-        raise HatlibError(f"Cannot write '{args.json}': there is no folder '{args.json.parent}'.")
+    check_outputs((args.plot, args.json))
     rows, scale = resolve_models(args.models, args.scale)
     data = _data(args, scale)
     try:
@@ -88,12 +86,6 @@ def _evaluate(args: argparse.Namespace, rows: list[Candidate], data: dict[str, I
 
     main_process = os.environ.get("RANK", "0") == "0"
     with progress_bar(main_process) as progress:
-        task = progress.add_task("images", total=None)
-
-        def done(count: int, total: int) -> None:
-            signals.check()
-            progress.update(task, completed=count, total=total)
-
         evaluation = evaluate(
             rows,
             data,
@@ -101,7 +93,7 @@ def _evaluate(args: argparse.Namespace, rows: list[Candidate], data: dict[str, I
             tile=args.tile or None,
             self_ensemble=args.self_ensemble,
             save_images=args.save_images,
-            progress=done,
+            progress=track(progress, "images"),
         )
     if main_process:
         if args.per_image:
@@ -148,13 +140,3 @@ def _leave_processes() -> None:
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def progress_bar(visible: bool = True) -> Progress:
-    """A bar on stderr, if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not (visible and console.is_terminal))

@@ -10,13 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hatlib import signals
-from hatlib.cli.evaluate import progress_bar
+from hatlib.cli.progress import progress_bar, track
+from hatlib.cli.shared import add_model_options, check_outputs, find_images, load_models
 from hatlib.errors import HatlibError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from hatlib.analysis.comparison import LamComparison
 
 
@@ -32,26 +30,17 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add(
         "image", type=Path, metavar="IMAGE", help="original, of which the input is made by bicubic; or a folder of them"
     )
-    add(
-        "--model",
-        action="append",
-        dest="models",
-        metavar="MODEL",
-        help="a name of `hatlib models`, a weight file, 'module:function' that returns a network, or 'bicubic'; may be "
-        "repeated (default: hat_t_x4)",
-    )
+    add_model_options(parser, "'bicubic', ")
     add("--window", type=_window, metavar="X,Y,SIZE", help="in output pixels (default: 16x16 in the middle)")
     add("-o", "--output", type=Path, metavar="FILE", help="figure of one image (.png), CSV of a folder")
     add("--lr", action="store_true", help="IMAGE is the input, and not the original")
     add("--crop", type=int, metavar="N", help="only NxN input pixels around the window (the paper: 64)")
-    add("--scale", type=int, metavar="S", help="where no model tells it")
     add("--sigma", type=float, default=1.2, metavar="V", help="blur at the start of the path, in pixels (%(default)s)")
     add("--fold", type=int, default=50, metavar="N", help="steps of the path (%(default)s)")
     add("--kernel", type=int, default=9, metavar="N", help="side of the blur's kernel (%(default)s)")
     add("--rule", choices=["reference", "trapezoid"], default="reference", help="the paper's sum, or a more exact one")
     add("--alpha", type=float, default=0.5, metavar="A", help="share of the image under a map (%(default)s)")
     add("--batch", type=int, metavar="N", help="steps at once (default: 1 on a CPU, 10 elsewhere)")
-    add("--device", metavar="D", help="cpu, cuda, cuda:1, mps... (default: a GPU if there is one)")
     add("--json", type=Path, metavar="FILE", help="write everything but the maps, with full digits")
     parser.set_defaults(run=run)
 
@@ -62,22 +51,16 @@ def run(args: argparse.Namespace) -> int:
     from hatlib.analysis.figure import draw_lam
 
     folder = args.image.is_dir()
-    files = _files(args.image)
+    files = find_images(args.image)
     _check(args, folder, files.values())
-    models, scale = _models(args)
+    models, scale = load_models(args)
     load = partial(load_input, scale=scale, window=args.window, is_lr=args.lr, crop=args.crop)
     options = dict(
         scale=scale, sigma=args.sigma, fold=args.fold, kernel_size=args.kernel, rule=args.rule, batch=args.batch
     )
     rows = []
     with progress_bar() as progress:
-        task = progress.add_task("attributions", total=None)
-
-        def done(count: float, total: int) -> None:
-            signals.check()
-            progress.update(task, completed=count, total=total)
-
-        for row in compare_attributions(models, files, load, done, **options):
+        for row in compare_attributions(models, files, load, track(progress, "attributions"), **options):
             if not folder and not row.results:
                 raise HatlibError(row.errors[0])
             if not folder and args.output is not None:
@@ -111,38 +94,7 @@ def _check(args: argparse.Namespace, folder: bool, files: Iterable[Path]) -> Non
         check_output(args.output)
     if folder and args.output is not None and args.output.suffix.lower() != ".csv":
         raise HatlibError(f"A folder gives a CSV: call it '{args.output.with_suffix('.csv')}'.")
-    taken = {file.resolve() for file in files}
-    for path in filter(None, (args.output, args.json)):
-        if not path.parent.is_dir():
-            raise HatlibError(f"Cannot write '{path}': there is no folder '{path.parent}'.")
-        if path.is_dir():
-            raise HatlibError(f"Cannot write '{path}': it is a folder.")
-        if path.resolve() in taken:
-            raise HatlibError(f"The output '{path}' is an input or another output: choose another name.")
-        taken.add(path.resolve())
-
-
-def _files(image: Path) -> dict[str, Path]:
-    from hatlib.data import index_images
-
-    if not image.is_dir():
-        if not image.exists():
-            raise HatlibError(f"There is no file or folder '{image}'.")
-        return {image.name: image}
-    return {name: image / name for name in index_images(image)}
-
-
-def _models(args: argparse.Namespace) -> tuple[dict[str, nn.Module], int]:
-    """The networks by name, where they shall run, and their scale."""
-    from hatlib.analysis.comparison import Bicubic
-    from hatlib.device import resolve_device
-    from hatlib.evaluation import resolve_models
-
-    device = resolve_device(args.device)
-    specs = args.models or ["hat_t_x4"]
-    candidates, scale = resolve_models(specs, args.scale)
-    models = {c.name: c.model or Bicubic(scale) for c in candidates if c.model is not None or "bicubic" in specs}
-    return {name: model.to(device) for name, model in models.items()}, scale
+    check_outputs((args.output, args.json), files)
 
 
 def _figures(row: LamComparison, scale: int) -> dict[str, Any]:

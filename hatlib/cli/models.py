@@ -18,7 +18,8 @@ def run(args: argparse.Namespace) -> int:
     """Prints a line per model: name, scale, task, parameters, whether there are pretrained weights."""
     import torch
 
-    from hatlib import create_model, list_models, model_info
+    from hatlib.load import create_model
+    from hatlib.registry import list_models, model_info
 
     names = list_models(args.pattern) if args.pattern else list_models()
     if not names:

@@ -10,10 +10,11 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hatlib.cli.progress import progress_bar
+from hatlib.cli.shared import add_device_option
 from hatlib.errors import HatlibError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
     from torch import nn
 
     from hatlib.imageio import Header
@@ -47,7 +48,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--batch", type=int, default=1, metavar="N", help="tiles at once, faster on a GPU (%(default)s)")
     add("--self-ensemble", action="store_true", help="mean over eight orientations: better, eight times as long")
     add("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="to compute in (%(default)s)")
-    add("--device", metavar="D", help="cpu, cuda, cuda:1, mps... (default: a GPU if there is one)")
+    add_device_option(parser)
     add("--overwrite", action="store_true", help="replace outputs that exist")
     add("--jobs", type=int, default=2, metavar="N", help="images to read and write ahead (%(default)s)")
     parser.set_defaults(run=run)
@@ -61,9 +62,9 @@ def run(args: argparse.Namespace) -> int:
     suffix = _suffix(args.suffix, scale, label)
     extension = FORMATS.get(args.format or "png")
 
+    from hatlib.atomic import remove_stale
     from hatlib.cli.pipeline import Pipeline
     from hatlib.cli.plan import plan
-    from hatlib.imageio import remove_stale
 
     share = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # of torchrun and accelerate
     tasks, skipped = plan(
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         if header.kind == "jpeg" and task == "sr":
             hints.setdefault("jpeg", _jpeg_hint(path, label))
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         pipeline = Pipeline(
             _upscaler(args, model),
             resize=scale / model.upscale,
@@ -136,7 +137,8 @@ def _check(args: argparse.Namespace) -> None:
 
 def _load(args: argparse.Namespace) -> tuple[nn.Module, str, str]:
     """The model, what to call it, and its task ('sr', 'real', ...; empty if unknown)."""
-    from hatlib import create_model, load_checkpoint, model_info
+    from hatlib.load import create_model, load_checkpoint
+    from hatlib.registry import model_info
 
     if args.checkpoint is not None and args.model is None:
         label = args.checkpoint.stem
@@ -173,7 +175,7 @@ def model_of_scale(name: str, scale: float) -> str:
     Raises:
         HatlibError: if there is none.
     """
-    from hatlib import list_models, model_info
+    from hatlib.registry import list_models, model_info
 
     info = model_info(name)
     stem = info.arch.removesuffix(f"x{info.scale}")
@@ -218,7 +220,7 @@ def _suffix(template: str, scale: float, label: str) -> str:
 
 
 def _jpeg_hint(path: Path, label: str) -> str:
-    from hatlib import model_info
+    from hatlib.registry import model_info
 
     try:
         model_info(REAL_WORLD_MODEL)
@@ -227,17 +229,4 @@ def _jpeg_hint(path: Path, label: str) -> str:
     return (
         f"note: '{path}' is a JPEG, and {label} was trained on clean images, so it sharpens compression artifacts too; "
         f"for photos as cameras and the web give them there is --model {REAL_WORLD_MODEL}."
-    )
-
-
-def _progress() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Printed paths may go to a pipe: only on a terminal does rich have to put them above the bar.
-    redirect = sys.stdout.isatty()
-    return Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal, redirect_stdout=redirect
     )

@@ -1,6 +1,6 @@
 """Training and evaluation data: MATLAB's bicubic resize, data sets, the endless sampler.
 
-`python -m hatlib.data` cuts images into patches and checks data sets.
+The library behind `hatlib data`, which checks data sets and cuts images into patches.
 """
 
 from hatlib.blocks.imresize import imresize
