@@ -8,6 +8,7 @@ from torch import nn
 import hatlib
 from hatlib import HatlibError
 from hatlib.analysis import blocking_ratio, draw_features, feature_maps
+from hatlib.analysis.figure import features_figure
 from hatlib.imageio import read_image
 
 
@@ -83,12 +84,21 @@ def test_maps_of_8_bit_images_and_what_has_none(tiny_hat):
 def test_figure(tmp_path):
     model = randomize(hatlib.create_model("hat_s_x2", **tiny_overrides("hat_s_x2")))
     maps = feature_maps(model, torch.rand(3, 32, 40))
-    draw_features(tmp_path / "one.png", {"hat": (maps, 8)})
-    draw_features(tmp_path / "two.png", {"hat": (maps, 8), "again": (maps[:1], 8)})
-    one, two = (read_image(tmp_path / f"{name}.png").pixels for name in ("one", "two"))
-    assert two.shape == (2 * one.shape[0], *one.shape[1:])
-    first = one[12 : 12 + 179, 12:236]
-    assert first.min() == 0 and first.max() == 255
+    features = {"hat": (maps, 8), "again": (maps[:1], 8)}
+    axes = features_figure(features).axes
+    assert len(axes) == len(maps) + 1
+    for panel, (name, i) in zip(axes, [*(("hat", i) for i in range(len(maps))), ("again", 0)], strict=True):
+        blocking = blocking_ratio(maps[i], 8)
+        ratios = f"ratio {blocking.ratio:.2f} / {blocking.half:.2f} / {blocking.control:.2f}"
+        assert panel.get_xlabel() == f"{name}, group {i + 1}\n{ratios}"
+        shown = torch.as_tensor(panel.images[0].get_array())
+        assert shown.shape == (32, 40, 3) and shown.min() == 0 and shown.max() == 255
+        values = maps[i].mean(0)
+        brighter = values[:, 1:] > values[:, :-1]
+        assert (shown[:, 1:, 0] >= shown[:, :-1, 0])[brighter].all()
+    draw_features(tmp_path / "two.png", features)
+    assert read_image(tmp_path / "two.png").pixels.std() > 20
     for bad in ({}, {"hat": ([], 8)}):
         with pytest.raises(HatlibError, match="nothing to draw"):
             draw_features(tmp_path / "no.png", bad)
+    assert not (tmp_path / "no.png").exists()

@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 import hatlib
 from hatlib.analysis import draw_lam, lam
 from hatlib.analysis.comparison import Bicubic, load_input, mean_ranks
+from hatlib.analysis.figure import lam_figure
 from hatlib.cli import main
 from hatlib.data import imresize, read_rgb
 from hatlib.imageio import read_image
@@ -215,21 +216,38 @@ def test_bicubic_and_the_shipped_model(folder, capsys):
 
 
 def test_figure(tmp_path):
-    """The rows, the colors of a known map, the frames; results of different windows are refused."""
+    """A row for the image and one for each network, with the window; results of different windows are refused."""
     image = torch.zeros(3, 16, 16)
     image[:, 5:9, 6:10] = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
     result = lam(Bicubic(2), image, (10, 10, 8), fold=3)
-    draw_lam(tmp_path / "one.png", {"bicubic": result})
-    draw_lam(tmp_path / "two.png", {"bicubic": result, "again": result}, imresize(image, 2).clamp(0, 1))
-    one, two = (read_image(tmp_path / f"{name}.png").pixels for name in ("one", "two"))
-    row = two.shape[0] - one.shape[0]
-    assert one.shape[0] == 2 * row and one.shape[1] == two.shape[1] > 5 * 224
-    assert (two[2 * row :, 236:] == two[row : 2 * row, 236:]).all()  # but for the name
-    heat = one[row + 12 : row + 236, 12 + 2 * 236 : 12 + 2 * 236 + 224].astype(int)
-    assert (heat[[2, -3]][:, 2:-2] == 255).all()
-    top = divmod(int(result.map.argmax()), 16)
-    assert tuple(heat[top[0] * 14 + 7, top[1] * 14 + 7]) == (255, 0, 0)
-    assert (heat == (30, 80, 240)).all(2).any()  # the window
+    assert len(lam_figure({"bicubic": result}).axes) == 8
+    original = imresize(image, 2).clamp(0, 1)
+    axes = lam_figure({"bicubic": result, "again": result}, original, alpha=0.25).axes
+    captions = [panel.get_xlabel().split("\n") for panel in axes]
+    assert captions[0] == ["original", "window 8x8 at 10, 10"] and captions[1] == ["input, 16x16"]
+    for row, name in ((4, "bicubic"), (8, "again")):
+        assert captions[row] == [f"{name}, attribution", f"diffusion index {result.di:.2f}"]
+        assert captions[row + 3] == [f"{name}, close-up"] and len(captions) == 12
+    for i, panel in enumerate(axes):
+        (frame,) = panel.patches
+        assert frame.get_bbox().bounds == (10, 10, 8, 8) and panel.images[0].get_extent() == [0, 32, 32, 0]
+        (left, right), (bottom, top) = panel.get_xlim(), panel.get_ylim()
+        if i in (2, 3, 7, 11):  # close-ups
+            assert left < 10 and right > 18 and top < 10 and bottom > 18 and right - left == bottom - top < 32
+        else:
+            assert (left, right, bottom, top) == (0, 32, 32, 0)
+    shown = [torch.as_tensor(panel.images[0].get_array()).permute(2, 0, 1) for panel in axes]
+    gray = imresize(image, 2).clamp(0, 1).mul(255).round().byte()
+    for i, expected in ((0, gray), (1, image.mul(255).round().byte()), (7, result.sr.clamp(0, 1).mul(255).round())):
+        assert torch.equal(shown[i], expected.byte())
+    assert torch.equal(shown[3], shown[0]) and torch.equal(shown[2], shown[1]) and torch.equal(shown[11], shown[7])
+    assert (shown[4][0] == 255).all() and torch.equal(shown[4][1], ((1 - result.map) * 255).round().byte())
+    y, x = divmod(int(result.map.argmax()), 16)
+    assert shown[4][:, y, x].tolist() == [255, 0, 0] and (shown[4][:, 0] == 255).all()
+    over = shown[5][:, 2 * y, 2 * x].float()  # three quarters red
+    assert over[0] - over[1] == pytest.approx(0.75 * 255, abs=1) and not torch.equal(shown[5], shown[6])
+    draw_lam(tmp_path / "one.png", {"bicubic": result}, original)
+    assert read_image(tmp_path / "one.png").pixels.std() > 20
     other = lam(Bicubic(2), image, (10, 12, 8), fold=3)
     for bad, words in (({"a": result, "b": other}, "one image, window and scale"), ({}, "nothing to draw")):
         with pytest.raises(hatlib.HatlibError, match=words):

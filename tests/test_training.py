@@ -18,7 +18,7 @@ from hatlib import HatlibError
 from hatlib.cli import main as cli
 from hatlib.data import EndlessSampler, ImagePairs, TrainingPatches
 from hatlib.training import checkpointing, learning_rate, load_config, loop, train
-from hatlib.training.figures import draw_curves, read_log
+from hatlib.training.figures import curves_figure, draw_curves, read_log
 from hatlib.training.initialization import initial_model
 
 
@@ -314,6 +314,34 @@ def test_curves_of_a_short_or_broken_log(tmp_path):
         log.write_text(text)
         draw_curves(log, tmp_path / "curves.png")
         assert (tmp_path / "curves.png").is_file()
+        assert len(curves_figure(read_log(log)).axes) == ("0.5" in text)
+        (tmp_path / "curves.png").unlink()
+    with pytest.raises(HatlibError, match="none"):
+        draw_curves(log, tmp_path / "none" / "curves.png")
+
+
+def test_curves_show_the_log():
+    losses = [900.0, 800.0, *(0.5 - i / 1000 for i in range(298))]
+    rows = [{"update": i, "loss": loss} for i, loss in enumerate(losses)]
+    rows[5]["loss"] = math.nan
+    sets = {"Set5": [28.5, 30.25], "$_a": [math.inf, 26.0]}
+    for i, update in enumerate((0, 500)):
+        rows.append({"update": update, "val": {name: {"psnr": values[i]} for name, values in sets.items()}})
+    rows[-2]["bicubic"] = {"Set5": {"psnr": 28.0}}
+    loss, psnr = curves_figure(rows).axes
+    assert loss.get_xlabel() == psnr.get_xlabel() == "optimizer updates"
+    assert "loss" in loss.get_ylabel() and "PSNR" in psnr.get_ylabel()
+    (line,) = loss.lines
+    assert line.get_xydata().tolist() == [[i, value] for i, value in enumerate(losses) if i != 5]
+    low, high = loss.get_ylim()
+    assert low < losses[-1] and 0.49 < high < 1  # without the first two
+    first, bicubic, second = psnr.lines
+    assert first.get_xydata().tolist() == [[0, 28.5], [500, 30.25]] and second.get_xydata().tolist() == [[500, 26]]
+    assert set(bicubic.get_ydata()) == {28.0} and bicubic.get_linewidth() < first.get_linewidth()
+    assert bicubic.get_color() == first.get_color() != second.get_color()
+    assert psnr.get_ylim()[0] < 26 and psnr.get_ylim()[1] > 30.25
+    texts = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in (loss, psnr)]
+    assert texts == [["loss 0.203"], ["Set5 30.25 (bicubic 28)", "$_a 26"]]
 
 
 # The data.

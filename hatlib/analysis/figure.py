@@ -1,10 +1,9 @@
-"""Figures of the analysis: local attribution maps of several networks below each other, and their feature maps."""
+"""Figures of local attribution maps and of feature maps, with one row for each network."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,108 +11,124 @@ from torch import Tensor
 
 from hatlib.analysis.blocking import blocking_ratio
 from hatlib.analysis.diffusion import density
-from hatlib.analysis.lam import Attribution, Window
+from hatlib.analysis.lam import Attribution
 from hatlib.data import imresize
 from hatlib.errors import HatlibError
-from hatlib.imageio import Image, write_image
-from hatlib.imageio.drawing import Panel, draw_row, framed, stacked, to_pil
+from hatlib.imageio.figure import Panel, panel_figure, panel_size, panel_zoom, write_figure
 from hatlib.metrics import rgb_to_y
 
 if TYPE_CHECKING:
-    from PIL import Image as PILImage
+    from matplotlib.figure import Figure
 
-__all__ = ["draw_features", "draw_lam"]
+__all__ = ["draw_features", "draw_lam", "features_figure", "lam_figure"]
 
-SIDE = 224  # of a panel
-CONTEXT = 3  # how many windows the enlarged part around a window is wide
-BLUE, LIGHT = (30, 80, 240), (200, 200, 200)  # the window, so that it is not taken for a part of the map; the edge
+CONTEXT = 3  # height of a close-up, in windows
 
 
 def draw_lam(
     path: str | os.PathLike, results: Mapping[str, Attribution], original: Tensor | None = None, alpha: float = 0.5
 ) -> None:
-    """Draws the paper's figure: the image with the window, and a row for each network.
+    """Draws attribution maps as in the paper: a row for the image with its window, then a row for each network.
 
-    A row shows the result, the part of it around the window, the attribution map from white to red, and the map and
-    its density over the image; the diffusion index stands under it.
+    The row of a network shows the attribution map from white to red, the map over the image, the density of the map
+    over the image, and a close-up of the result around the window.
 
     Args:
-        path: image file to write; an existing one is replaced.
-        results: what `lam` found for one image and window, by the name of the network.
-        original: the image at output size, if there is one; the input is enlarged otherwise.
-        alpha: share of the image where a map lies over it, 0 to 1.
+        path: image file to write; an existing file is replaced.
+        results: results of `lam` for one image and window, by the name of the network.
+        original: image at output size; by default the input, enlarged by bicubic interpolation.
+        alpha: weight of the image under a map, 0 to 1.
 
     Shape:
         original: (3 or 1, s * h, s * w), uint8 or floating point in [0, 1]
 
     Raises:
-        HatlibError: if there is nothing to draw, the results are of different windows or sizes, or the file can't be
-            written.
+        HatlibError: if `results` is empty or mixes windows or sizes, or the file cannot be written.
     """
+    write_figure(path, lam_figure(results, original, alpha))
+
+
+def lam_figure(results: Mapping[str, Attribution], original: Tensor | None = None, alpha: float = 0.5) -> Figure:
+    """Returns the figure of `draw_lam`."""
     if not results:
         raise HatlibError("There is nothing to draw: no results were given.")
     if not 0 <= alpha <= 1:
-        raise HatlibError(f"alpha={alpha} must lie in [0, 1].")
+        raise HatlibError(f"alpha must be between 0 and 1, got {alpha}.")
     first = next(iter(results.values()))
     if len({(r.window, r.scale, r.map.shape) for r in results.values()}) > 1:
-        raise HatlibError("Only attributions of one image, window and scale can be compared.")
-    enlarged = _rgb(original) if original is not None else imresize(_rgb(first.image), first.scale)
-    if enlarged.shape[1:] != first.sr.shape[1:]:
-        raise HatlibError(f"The original is {tuple(enlarged.shape[1:])}, and the result {tuple(first.sr.shape[1:])}.")
-    what = "original" if original is not None else "input, enlarged"
-    height, width = first.map.shape
-    x, y, side = first.window
+        raise HatlibError("The results must be of one image, window and scale.")
+    reference = _rgb(original) if original is not None else imresize(_rgb(first.image), first.scale)
+    (height, width), (x, y, side) = reference.shape[1:], first.window
+    if (height, width) != first.sr.shape[1:]:
+        raise HatlibError(f"original must be {tuple(first.sr.shape[1:])} pixels as the result, got {(height, width)}.")
+    zoom = panel_zoom(max(first.map.shape)) / first.scale
+    size = panel_size(reference, zoom)
+    closer = max(round(min(size) / (CONTEXT * side)), zoom)
+    view_width, view_height = min(size[0] / closer, width), min(size[1] / closer, height)
+    left = int(min(max(x + (side - view_width) / 2, 0), width - view_width))
+    top = int(min(max(y + (side - view_height) / 2, 0), height - view_height))
+
+    def panel(image: Tensor, caption: str, close: bool = False) -> Panel:
+        view = (left, top, view_width, view_height) if close else None
+        return Panel(image, caption, size, width // image.shape[2], view, first.window)
+
+    name, image = "original" if original is not None else "input, enlarged", _rgb(first.image)
     rows = [
         [
-            Panel(_windowed(enlarged, first.window), [what, f"window {side}x{side} at {x}, {y}"]),
-            Panel(_around(enlarged, first.window), ["its window"]),
-            Panel(_windowed(_rgb(first.image), first.window, first.scale), [f"input, {width}x{height}"]),
+            panel(reference, f"{name}\nwindow {side}x{side} at {x}, {y}"),
+            panel(image, f"input, {image.shape[2]}x{image.shape[1]}"),
+            panel(image, "input, close-up", close=True),
+            panel(reference, f"{name}, close-up", close=True),
         ]
     ]
-    backdrop = (rgb_to_y(enlarged / 255) / 255)[0]  # without colors, among which red would be lost
+    backdrop = (rgb_to_y(reference / 255) / 255)[0]  # gray, because red would look like attribution
     for name, result in results.items():
         smooth = density(result.map)
-        over = [_over(heat, backdrop, alpha) for heat in (result.map, smooth / smooth.max())]
-        sr, window = _rgb(result.sr), result.window
         rows.append(
             [
-                Panel(_windowed(sr, window), [name, f"diffusion index {result.di:.2f}"]),
-                Panel(_around(sr, window), ["its window"]),
-                Panel(_windowed(white_to_red(result.map), window, result.scale), ["attribution"]),
-                Panel(_windowed(over[0], window), ["over the image"]),
-                Panel(_windowed(over[1], window), ["its density"]),
+                panel(white_to_red(result.map), f"{name}, attribution\ndiffusion index {result.di:.2f}"),
+                panel(_over(result.map, backdrop, alpha), "attribution over the image"),
+                panel(_over(smooth / smooth.max(), backdrop, alpha), "density over the image"),
+                panel(_rgb(result.sr), f"{name}, close-up", close=True),
             ]
         )
-    write_image(Path(path), Image(stacked([draw_row(row) for row in rows])))
+    return panel_figure(rows)
 
 
 def draw_features(path: str | os.PathLike, features: Mapping[str, tuple[Sequence[Tensor], int]]) -> None:
-    """Draws feature maps after each group: a row for each network, with the blocking ratio under each map.
+    """Draws the feature maps after each group with their blocking ratios, in one row for each network.
 
-    A map is drawn as the mean over its channels, of which the darkest and the brightest hundredth are black and white.
+    A map is the mean over its channels. The darkest and the brightest hundredth of its pixels are black and white. The
+    ratios under a map are those at the borders of windows, half a window further, and elsewhere.
 
     Args:
-        path: image file to write; an existing one is replaced.
-        features: by the name of the network its maps, as `feature_maps` gives them, and the side of its windows.
+        path: image file to write; an existing file is replaced.
+        features: feature maps as `feature_maps` returns them, and the window size, by the name of the network.
 
     Raises:
-        HatlibError: if there is nothing to draw, a map has fewer than two windows a side, or the file can't be written.
+        HatlibError: if there are no maps, a map is smaller than two windows, or the file cannot be written.
     """
+    write_figure(path, features_figure(features))
+
+
+def features_figure(features: Mapping[str, tuple[Sequence[Tensor], int]]) -> Figure:
+    """Returns the figure of `draw_features`."""
     if not features or not all(len(maps) for maps, _ in features.values()):
         raise HatlibError("There is nothing to draw: no feature maps were given.")
     rows = []
     for name, (maps, window) in features.items():
-        panels = []
-        for i, feature in enumerate(maps):
+        row = []
+        for i, feature in enumerate(maps, 1):
             blocking = blocking_ratio(feature, window)
-            figures = f"ratio {blocking.ratio:.2f} / {blocking.half:.2f} / {blocking.control:.2f}"
-            panels.append(Panel(_scaled(_gray(feature)), [f"{name}, group {i + 1}", figures]))
-        rows.append(draw_row(panels))
-    write_image(Path(path), Image(stacked(rows)))
+            ratios = f"ratio {blocking.ratio:.2f} / {blocking.half:.2f} / {blocking.control:.2f}"
+            size = panel_size(feature, panel_zoom(max(feature.shape[1:])))
+            row.append(Panel(_gray(feature), f"{name}, group {i}\n{ratios}", size))
+        rows.append(row)
+    return panel_figure(rows)
 
 
 def white_to_red(heat: Tensor) -> Tensor:
-    """A map in [0, 1] as colors: 0 is white, 1 is red.
+    """Colors for a map in [0, 1]: 0 is white, 1 is red.
 
     Shape: (h, w) -> (3, h, w), uint8
     """
@@ -129,40 +144,10 @@ def _rgb(image: Tensor) -> Tensor:
 
 
 def _gray(feature: Tensor) -> Tensor:
-    """The mean over the channels of (C, H, W) as (3, H, W), uint8."""
-    x = feature.float().mean(0)
+    """The mean over the channels of (C, H, W) as (1, H, W), uint8."""
+    x = feature.float().mean(0, keepdim=True)
     low, high = torch.quantile(x.flatten()[:: max(1, x.numel() // 10**6)], torch.tensor([0.01, 0.99]))
-    return _rgb(((x - low) / (high - low).clamp(min=1e-12))[None])
-
-
-def _scaled(image: Tensor) -> PILImage.Image:
-    """(3, H, W), uint8, with a longer side of `SIDE` pixels."""
-    from PIL import Image as PILImage
-
-    drawn = to_pil(image)
-    zoom = SIDE / max(drawn.size)
-    size = (max(round(drawn.width * zoom), 1), max(round(drawn.height * zoom), 1))
-    # Pixels stay visible where they are enlarged.
-    return drawn.resize(size, PILImage.Resampling.NEAREST if zoom > 1 else PILImage.Resampling.LANCZOS)
-
-
-def _windowed(image: Tensor, window: Window, scale: int = 1) -> PILImage.Image:
-    """The image with the window in it, which is in pixels of `scale` to one of the image; edged, for white ones."""
-    x, y, side = window
-    drawn = _scaled(image)
-    zoom = drawn.width / image.shape[2] / scale
-    drawn = framed(drawn, [v * zoom for v in (x, y, x + side, y + side)], BLUE)
-    return framed(drawn, (0, 0, drawn.width - 1, drawn.height - 1), LIGHT, 1)
-
-
-def _around(image: Tensor, window: Window) -> PILImage.Image:
-    """The window and what is around it, enlarged: a part with the proportions of the image."""
-    x, y, side = window
-    zoom = min(CONTEXT * side / min(image.shape[1:]), 1)
-    height, width = (max(round(n * zoom), side) for n in image.shape[1:])
-    left = min(max(x + (side - width) // 2, 0), image.shape[2] - width)
-    top = min(max(y + (side - height) // 2, 0), image.shape[1] - height)
-    return _windowed(image[:, top : top + height, left : left + width], (x - left, y - top, side))
+    return ((x - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).mul(255).round().byte()
 
 
 def _over(heat: Tensor, image: Tensor, alpha: float) -> Tensor:

@@ -1,11 +1,10 @@
-"""A picture that compares models by eye: the same crop from each, enlarged, with the figures under it."""
+"""Sheets for visual comparison: the same close-up of each result with its PSNR, in one row per image."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,16 +15,13 @@ from hatlib.data import ImagePairs
 from hatlib.errors import HatlibError
 from hatlib.evaluation.candidates import Candidate
 from hatlib.evaluation.protocol import Evaluation, restore
-from hatlib.imageio import Image, write_image
-from hatlib.imageio.drawing import Panel, draw_row, framed, stacked, to_pil
+from hatlib.imageio.figure import Panel, panel_figure, panel_size, panel_zoom, write_figure
 from hatlib.metrics import rgb_to_y
 
 if TYPE_CHECKING:
-    from PIL import Image as PILImage
+    from matplotlib.figure import Figure
 
-__all__ = ["SheetRow", "draw_sheet", "sheet_rows"]
-
-TILE = 240  # side of an enlarged crop
+__all__ = ["SheetRow", "draw_sheet", "sheet_figure", "sheet_rows"]
 
 
 @dataclass(frozen=True)
@@ -33,13 +29,14 @@ class SheetRow:
     """One image of a sheet.
 
     Args:
-        title: what is written over it.
-        lr: what the models see.
-        hr: the original.
-        results: by model, bicubic first: what it made, and the line of figures under it.
+        title: caption of the original.
+        lr: input of the models.
+        hr: original.
+        results: output and caption (such as "31.20 dB") by the name of the model, bicubic first.
 
     Shape:
-        lr: (3, H, W), hr and results: (3, scale * H, scale * W), uint8.
+        lr: (3, H, W), uint8
+        hr, results: (3, scale * H, scale * W), uint8
     """
 
     title: str
@@ -55,17 +52,17 @@ def sheet_rows(
     names: Sequence[str] = (),
     worst: int = 2,
 ) -> list[SheetRow]:
-    """What `draw_sheet` draws, from an evaluation: the images are read and restored once more.
+    """Collects the rows of a sheet: reads images of an evaluation and restores them again.
 
     Args:
-        rows: what was compared.
-        data: the data sets.
-        evaluation: its outcome, for the figures.
-        names: the images; if empty, of each data set the `worst` ones for the first row (bicubic).
-        worst: how many.
+        rows: models that were evaluated, bicubic first.
+        data: data sets that were evaluated.
+        evaluation: results, for the PSNR and the settings of the models.
+        names: images to show; by default the `worst` images of each data set.
+        worst: number of images with the lowest PSNR of the first model (bicubic).
 
     Raises:
-        HatlibError: If an image is in no data set, or a model failed on it, or on all.
+        HatlibError: if an image was not evaluated, or no image was evaluated by all models.
     """
     failed = {(r.data, r.image) for r in evaluation.failures}
     done = [r for r in evaluation.results if r.model == rows[0].name and (r.data, r.image) not in failed]
@@ -91,28 +88,32 @@ def sheet_rows(
     return result
 
 
-def draw_sheet(path: str | os.PathLike, rows: list[SheetRow], crop: int = 64) -> None:
-    """Draws a row per image: the original with a frame, then that part of it from LR, every model and the original.
+def draw_sheet(path: str | os.PathLike, rows: Sequence[SheetRow], crop: int = 64) -> None:
+    """Draws one row per image: the original, then close-ups of the input, of each result and of the original.
 
-    The crop is where the first result (bicubic) is farthest from the original.
+    The close-ups show where the first result (bicubic) differs most from the original.
 
     Args:
-        path: image file to write; an existing one is replaced.
-        rows: the images.
-        crop: side of the crops in HR pixels, about; it is made to fit the scale and the image.
+        path: image file to write; an existing file is replaced.
+        rows: images with their results.
+        crop: approximate size of the close-ups in HR pixels, adapted to the scale and the image.
 
     Raises:
-        HatlibError: If the file can't be written.
+        HatlibError: if the file cannot be written.
     """
-    column = max(_thumbnail_width(row) for row in rows)
-    write_image(Path(path), Image(stacked([_draw_row(row, crop, column) for row in rows])))
+    write_figure(path, sheet_figure(rows, crop))
+
+
+def sheet_figure(rows: Sequence[SheetRow], crop: int = 64) -> Figure:
+    """Returns the figure of `draw_sheet`."""
+    return panel_figure([_panels(row, crop) for row in rows])
 
 
 def hardest_region(reference: Tensor, other: Tensor, side: int, step: int) -> tuple[int, int]:
-    """Top and left, multiples of `step`, of the square of `side` pixels in which the luma differs most.
+    """Top and left of the square of `side` pixels where the luma differs most, as multiples of `step`.
 
     Shape:
-        reference, other: (3, H, W), uint8.
+        reference, other: (3, H, W), uint8
     """
     error = (rgb_to_y(reference / 255.0) - rgb_to_y(other / 255.0)).square()
     means = avg_pool2d(error[None], side, step)[0, 0]
@@ -120,29 +121,20 @@ def hardest_region(reference: Tensor, other: Tensor, side: int, step: int) -> tu
     return row * step, column * step
 
 
-def _draw_row(row: SheetRow, crop: int, column: int) -> PILImage.Image:
-    from PIL import Image as PILImage
-
-    scale = row.hr.shape[1] // row.lr.shape[1]
-    side = max(min(crop // scale, *row.lr.shape[1:]), 1) * scale
+def _panels(row: SheetRow, crop: int) -> list[Panel]:
+    (height, width), (lr_height, lr_width) = row.hr.shape[1:], row.lr.shape[1:]
+    scale = height // lr_height
+    side = max(min(crop // scale, lr_height, lr_width), 1) * scale
     top, left = hardest_region(row.hr, next(iter(row.results.values()))[0], side, scale)
+    tile = round(side * panel_zoom(side))
 
-    def part(image: Tensor, factor: int = 1) -> PILImage.Image:
-        y, x, n = top // factor, left // factor, side // factor
-        return to_pil(image[:, y : y + n, x : x + n]).resize((TILE, TILE), PILImage.Resampling.NEAREST)
+    def close_up(image: Tensor, caption: str, scale: int = 1) -> Panel:
+        return Panel(image, caption, (tile, tile), scale, view=(left, top, side, side))
 
-    tiles = [("LR", f"{row.lr.shape[2]}x{row.lr.shape[1]}", part(row.lr, scale))]
-    tiles += [(name, figures, part(image)) for name, (image, figures) in row.results.items()]
-    tiles.append(("HR", f"{row.hr.shape[2]}x{row.hr.shape[1]}", part(row.hr)))
-
-    full = to_pil(row.hr)
-    width = _thumbnail_width(row)
-    zoom = width / full.width
-    full = full.resize((width, max(round(full.height * zoom), 1)), PILImage.Resampling.LANCZOS)
-    full = framed(full, [v * zoom for v in (left, top, left + side, top + side)])
-    return draw_row([Panel(full, [row.title], column), *(Panel(tile, lines) for *lines, tile in tiles)])
-
-
-def _thumbnail_width(row: SheetRow) -> int:
-    """As high as a crop, but no wider than two of them."""
-    return max(min(round(TILE * row.hr.shape[2] / row.hr.shape[1]), 2 * TILE), 1)
+    zoom = min(tile / height, 2 * tile / width)  # as high as the close-ups, but at most twice as wide
+    return [
+        Panel(row.hr, row.title, panel_size(row.hr, zoom), frame=(left, top, side)),
+        close_up(row.lr, f"LR\n{lr_width}x{lr_height}", scale),
+        *(close_up(image, f"{name}\n{figures}") for name, (image, figures) in row.results.items()),
+        close_up(row.hr, f"HR\n{width}x{height}"),
+    ]
