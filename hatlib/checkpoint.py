@@ -5,13 +5,11 @@ detect what its shapes tell.
 """
 
 import hashlib
-import inspect
 import json
 import logging
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +20,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from hatlib.atomic import atomic_path
+from hatlib.detection import detect, find_arch
 from hatlib.errors import HatlibError, first_line
-from hatlib.registry import detect, find_arch, known_hashes, registered_build, to_tuples
+from hatlib.networks import build_saved, known_hashes
+from hatlib.registry import constructor_parameters, to_tuples
 
 __all__ = [
     "LoadReport",
+    "Provenance",
     "UnknownArchitectureError",
     "load_detected",
     "load_weights",
@@ -82,6 +83,23 @@ class LoadReport:
             _count_names("of another shape", self.mismatched),
         ]
         return "; ".join(filter(None, parts)) or f"all {len(self.loaded)} keys loaded"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the constructor arguments of a model that was loaded from a weight file come from.
+
+    Attributes:
+        recorded: arguments in the header of the file.
+        detected: arguments that the names and shapes of the weights reveal.
+        overridden: arguments that the caller passed.
+        assumed: arguments that nothing reveals; the model has their published or default values.
+    """
+
+    recorded: Mapping[str, Any]
+    detected: Mapping[str, Any]
+    overridden: Mapping[str, Any]
+    assumed: Mapping[str, Any]
 
 
 def read_state_dict(path: str | Path, ema: bool | None = None) -> dict[str, Tensor]:
@@ -195,34 +213,31 @@ def load_weights(
     Raises:
         HatlibError: if the file can't be read or does not fit; the model is left as it was.
     """
-    own = dict(getattr(model, "_arguments", {}))  # as they were before the weights brought a mean with them
     state_dict = read_state_dict(path)
+    conflicts = conflicting_arguments(model, path, state_dict)
+    own = format_arguments({name: model._arguments[name] for name in conflicts})
     report = load_state_dict(model, state_dict, str(path), strict=strict, adapt=adapt, skip=skip)
-    if differing := conflicting_arguments(model, own, path, state_dict):
+    if conflicts:
         warnings.warn(
-            f"{Path(path).name} is for a network with {format_arguments(differing)}, but the model has "
-            f"{format_arguments({name: own[name] for name in differing})}; load_checkpoint reads them from the file.",
+            f"{Path(path).name} is for a network with {format_arguments(conflicts)}, but the model has {own}; "
+            "load_checkpoint reads them from the file.",
             stacklevel=2,
         )
     return report
 
 
-def conflicting_arguments(
-    model: nn.Module, own: Mapping[str, Any], path: str | Path, state_dict: Mapping[str, Tensor]
-) -> dict[str, Any]:
-    """Constructor arguments that no shape of a weight tells, where a file tells others than those of the model.
+def conflicting_arguments(model: nn.Module, path: str | Path, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Arguments recorded in a weight file that differ from the model's, among those that weights do not reveal.
 
     Args:
         model: the model.
-        own: its constructor arguments.
         path: the weight file.
-        state_dict: what is in it.
+        state_dict: the content of the file.
     """
-    recorded = model.infer_from_layout(state_dict) if hasattr(model, "infer_from_layout") else {}
-    recorded = {
-        name: to_tuples(value) for name, value in {**recorded, **read_header(path).get("model_args", {})}.items()
-    }
-    names = [name for name in getattr(model, "unrecoverable_args", ()) if name in recorded.keys() & own.keys()]
+    own = getattr(model, "_arguments", {})
+    inferred = model.infer_from_layout(state_dict) if hasattr(model, "infer_from_layout") else {}
+    recorded = {n: to_tuples(v) for n, v in {**inferred, **read_header(path).get("model_args", {})}.items()}
+    names = [name for name in getattr(model, "unrecoverable_args", ()) if name in recorded and name in own]
     return {name: recorded[name] for name in names if recorded[name] != to_tuples(own[name])}
 
 
@@ -238,16 +253,29 @@ def load_state_dict(
     *,
     strict: bool = True,
     adapt: bool = False,
+    source_mean: Sequence[float] | None = None,
     skip: tuple[str, ...] = (),
 ) -> LoadReport:
-    """`load_weights` of a state dict; `source` says in messages where it is from."""
+    """`load_weights` of a state dict.
+
+    Args:
+        model: as in `load_weights`.
+        state_dict: the weights.
+        source: where they are from, for messages.
+        strict: as in `load_weights`.
+        adapt: as in `load_weights`.
+        source_mean: mean of the network that was trained, where `adapt` needs another than the published one.
+        skip: as in `load_weights`.
+    """
     if hasattr(model, "convert_state_dict"):
         state_dict = model.convert_state_dict(state_dict)
     state_dict = {name: value for name, value in state_dict.items() if not name.startswith(skip)}
-    with _as_it_was_on_error(model):
-        if adapt and hasattr(model, "adapt_state_dict"):
-            state_dict = model.adapt_state_dict(state_dict)
-        report = check_fit(model, state_dict, source, strict=strict, skip=skip)
+    mean = None
+    if adapt and hasattr(model, "adapt_state_dict"):
+        state_dict, mean = model.adapt_state_dict(state_dict, source_mean)
+    report = check_fit(model, state_dict, source, strict=strict, skip=skip)
+    if mean is not None:
+        model.set_mean(mean)
     model.load_state_dict({name: state_dict[name] for name in report.loaded}, strict=False)
     return report
 
@@ -277,19 +305,6 @@ def check_fit(
     return report
 
 
-@contextmanager
-def _as_it_was_on_error(model: nn.Module) -> Iterator[None]:
-    """Takes back the mean that adapted weights gave to a model which then refused them."""
-    mean, arguments = getattr(model, "mean_values", None), dict(getattr(model, "_arguments", {}))
-    try:
-        yield
-    except HatlibError:
-        if getattr(model, "mean_values", None) != mean:
-            model.set_mean(mean)
-            model._arguments.update(arguments)
-        raise
-
-
 def load_detected(
     path: str | Path, ema: bool | None, strict: bool, overrides: Mapping[str, Any]
 ) -> tuple[nn.Module, torch.dtype | None]:
@@ -310,29 +325,33 @@ def load_detected(
     """
     state_dict = read_state_dict(path, ema)
     header = read_header(path)
-    found = detect(state_dict)
+    found = None if "architecture" in header else detect(state_dict)
     if found is None and "architecture" not in header:
         raise UnknownArchitectureError(
             f"{str(path)!r} does not belong to an architecture of hatlib; hatlib.load_checkpoint loads it if spandrel "
             "knows the architecture."
         )
-    detected = {**(found[1] if found else {}), **header.get("model_args", {})}
-    arguments = {**detected, **overrides}
-    assumed: dict[str, Any] = {}
+    recorded = header.get("model_args", {})
+    detected = {name: value for name, value in (found[1] if found else {}).items() if name not in recorded}
+    known = {**detected, **recorded, **overrides}
+    unrecoverable: dict[str, Any] = {}
     if not (arch := header.get("architecture", "")):
-        arch, same = find_arch(found[0], arguments, getattr(found[0], "training_only_args", ()))
-        if not same:  # it is built through an arch that may have values of its own for what weights don't tell
-            parameters = inspect.signature(found[0]).parameters
-            assumed = {n: parameters[n].default for n in getattr(found[0], "unrecoverable_args", ()) if n in parameters}
-    model = registered_build(arch, {**assumed, **detected}, overrides) if arch else found[0](**arguments)
+        cls = found[0]
+        arch, same = find_arch(cls, known, getattr(cls, "training_only_args", ()))
+        if not same:  # the arch may have values of its own for what weights do not reveal
+            parameters, names = constructor_parameters(cls), getattr(cls, "unrecoverable_args", ())
+            unrecoverable = {name: parameters[name].default for name in names if name in parameters}
+    saved = {**unrecoverable, **detected, **recorded}
+    model = build_saved(arch, saved, overrides) if arch else found[0](**{**saved, **overrides})
     adapt = bool(overrides.keys() & {"in_chans", "out_chans"})
-    report = load_state_dict(model, state_dict, str(path), strict=strict, adapt=adapt)
-    guessed = [name for name in getattr(model, "unrecoverable_args", ()) if name not in arguments]
-    if guessed and sha256(path) not in known_hashes():
-        values = ", ".join(f"{name}={model.config['model_args'][name]}" for name in guessed)
+    report = load_state_dict(model, state_dict, str(path), strict=strict, adapt=adapt, source_mean=recorded.get("mean"))
+    arguments = model.config["model_args"]
+    assumed = {name: arguments[name] for name in getattr(model, "unrecoverable_args", ()) if name not in known}
+    model.provenance = Provenance(recorded, detected, dict(overrides), assumed)
+    if assumed and sha256(path) not in known_hashes():
         warnings.warn(
-            f"{Path(path).name} does not tell {', '.join(guessed)}: taken as {values}. If it was trained with others, "
-            "pass them to load_checkpoint.",
+            f"{Path(path).name} does not record {', '.join(assumed)}: taken as {format_arguments(assumed)}. If it was "
+            "trained with other values, pass them to load_checkpoint.",
             stacklevel=3,
         )
     return model.eval(), report.dtype

@@ -9,7 +9,7 @@ from torch import nn
 from hatlib.checkpoint import UnknownArchitectureError, load_detected, load_weights, read_state_dict
 from hatlib.errors import HatlibError
 from hatlib.hub import load_saved
-from hatlib.registry import build
+from hatlib.networks import build
 
 __all__ = ["create_model", "load_checkpoint"]
 

@@ -1,7 +1,5 @@
 """What several tests need: shrunk models and random weights."""
 
-import sys
-
 import pytest
 import torch
 
@@ -9,8 +7,8 @@ import hatlib
 
 
 def tiny_overrides(arch: str) -> dict:
-    """Constructor arguments that shrink a registered arch for tests, as its family declares them."""
-    return dict(sys.modules[hatlib.model_info(arch).module].tiny_overrides)
+    """Constructor arguments that shrink a registered arch for tests, as its class declares them."""
+    return dict(hatlib.model_info(arch).model_class.tiny_args)
 
 
 def randomize(model: torch.nn.Module, seed: int = 0, std: float = 0.05) -> torch.nn.Module:

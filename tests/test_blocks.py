@@ -1,6 +1,7 @@
 """The blocks alone: shapes, meaning, and their use in a stranger's network."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from torch.nn import functional as F
 
 from hatlib import HatlibError, blocks
 from hatlib.blocks import softmax_attention, strips
-from hatlib.blocks.window import shift, shifted_window_regions, window_kinds
+from hatlib.blocks.window import cyclic_shift, shifted_window_regions, window_kinds
+from hatlib.registry import heads
 
 
 def test_window_partition_and_back():
@@ -51,7 +53,7 @@ def test_overlap_index_is_one_row_for_each_offset(window, overlap):
 def test_shift_is_a_roll(distance):
     x = torch.rand(2, 8, 12, 3)
     with torch.no_grad():
-        assert torch.equal(shift(x, distance), x.roll((-distance, -distance), (1, 2)))
+        assert torch.equal(cyclic_shift(x, distance), x.roll((-distance, -distance), (1, 2)))
 
 
 def test_shifted_windows_separate_what_the_roll_joined():
@@ -84,7 +86,7 @@ def attention_inputs(windows=3, dtype=torch.float64):
 @pytest.mark.parametrize("strip_bytes", [1, 10**9])
 def test_gradients_of_attend(monkeypatch, strip_bytes):
     """With the scores computed again one window at a time, or all at once."""
-    monkeypatch.setattr(softmax_attention, "STRIP_BYTES", strip_bytes)
+    monkeypatch.setattr(softmax_attention, "CPU_BYTES", strip_bytes)
     inputs = attention_inputs()
     assert torch.autograd.gradcheck(lambda *x: blocks.attend(*x, scale=0.7), inputs)
 
@@ -115,13 +117,13 @@ def test_strips_change_nothing(monkeypatch, block, size):
     """Eager inference works in strips: the smallest possible ones give what autograd's whole map gives."""
     block = (
         {
-            "WindowAttention": blocks.WindowAttention(24, 8, 2),
-            "shifted": blocks.WindowAttention(24, 8, 2, shift_size=4),
-            "OverlapCrossAttention": blocks.OverlapCrossAttention(24, 8, 0.5, 2),
-            "HAB": blocks.HAB(24, 2, 8, 4, squeeze_factor=4),
-            "OCAB": blocks.OCAB(24, 8, 0.5, 2),
-            "STL": blocks.STL(24, 2, 8, 4),
-            "RSTB": blocks.RSTB(24, 3, 2, 8, resi_connection="3conv"),
+            "WindowAttention": blocks.WindowAttention(24, 2, window_size=8),
+            "shifted": blocks.WindowAttention(24, 2, window_size=8, shift_size=4),
+            "OverlapCrossAttention": blocks.OverlapCrossAttention(24, 2, window_size=8),
+            "HAB": blocks.HAB(24, 2, window_size=8, shift_size=4, squeeze_factor=4),
+            "OCAB": blocks.OCAB(24, 2, window_size=8),
+            "STL": blocks.STL(24, 2, window_size=8, shift_size=4),
+            "RSTB": blocks.RSTB(24, 3, num_heads=2, resi_connection="3conv"),
         }[block]
         .double()
         .eval()
@@ -140,7 +142,7 @@ def test_strips_change_nothing(monkeypatch, block, size):
 def test_dropout_is_drawn_for_the_whole_map(monkeypatch, option):
     """In training nothing works in strips, so that random numbers do not depend on them, nor on gradients."""
     monkeypatch.setattr(strips, "STRIP_BYTES", 1)
-    block = blocks.HAB(24, 2, 8, 4, squeeze_factor=4, **{option: 0.5}).train()
+    block = blocks.HAB(24, 2, window_size=8, shift_size=4, squeeze_factor=4, **{option: 0.5}).train()
     x = torch.rand(2, 16, 16, 24)
     torch.manual_seed(0)
     expected = block(x).detach()
@@ -151,7 +153,7 @@ def test_dropout_is_drawn_for_the_whole_map(monkeypatch, option):
 
 def test_training_on_the_meta_device():
     with torch.device("meta"):
-        block = blocks.HAB(24, 2, 8, 4, squeeze_factor=4)
+        block = blocks.HAB(24, 2, window_size=8, shift_size=4, squeeze_factor=4)
         assert block(torch.rand(1, 16, 8, 24)).shape == (1, 16, 8, 24)
 
 
@@ -160,7 +162,7 @@ def test_strips_run_on_the_cpu_only(monkeypatch):
     """On any other device eager inference makes as many calls as training: one for the whole map."""
     monkeypatch.setattr(strips, "STRIP_BYTES", 1)
     sizes = []
-    block = blocks.HAB(12, 2, 4, squeeze_factor=4).eval()
+    block = blocks.HAB(12, 2, window_size=4, squeeze_factor=4).eval()
     block.mlp.fc1.register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape))
     block(torch.zeros(1, 16, 12, 12))
     assert sizes == [(1, 1, 12, 12)] * 16
@@ -180,14 +182,14 @@ def test_strips_cover_all_within_the_budget(length, bytes_each, multiple):
 @pytest.mark.parametrize(
     "block",
     [
-        blocks.WindowAttention(24, 8, 2),
-        blocks.WindowAttention(24, 8, 3, shift_size=4),
-        blocks.OverlapCrossAttention(24, 8, 0.5, 2),
+        blocks.WindowAttention(24, 2, window_size=8),
+        blocks.WindowAttention(24, 3, window_size=8, shift_size=4),
+        blocks.OverlapCrossAttention(24, 2, window_size=8),
         blocks.HAB(24, 2, window_size=8, squeeze_factor=4),
-        blocks.OCAB(24, 8, 0.5, 2),
-        blocks.RHAG(24, 2, 2, window_size=8, squeeze_factor=4),
+        blocks.OCAB(24, 2, window_size=8),
+        blocks.RHAG(24, 2, num_heads=2, window_size=8, block_layer=partial(blocks.HAB, squeeze_factor=4)),
         blocks.STL(24, 2, window_size=8, shift_size=4),
-        blocks.RSTB(24, 2, 2, window_size=8),
+        blocks.RSTB(24, 2, num_heads=2),
     ],
     ids=lambda b: type(b).__name__,
 )
@@ -203,10 +205,10 @@ def test_window_blocks_keep_the_shape(block):
 @pytest.mark.parametrize(
     "block",
     [
-        blocks.CAB(24, 3, 4),
+        blocks.CAB(24, squeeze_factor=4),
         blocks.ChannelAttention(24, 4),
         blocks.RCAB(24, 4),
-        blocks.ResidualGroup(24, 2, 4),
+        blocks.ResidualGroup([blocks.RCAB(24, 4)] * 2, blocks.residual_conv(24, "1conv"), layout="NCHW"),
         blocks.ResBlock(24),
     ],
     ids=lambda block: type(block).__name__,
@@ -241,7 +243,7 @@ def test_channel_attention_is_global():
     + [("nearest+conv", 2), ("nearest+conv", 4), ("", 1)],
 )
 def test_heads_give_the_scale(upsampler, scale):
-    head = blocks.create_head(upsampler, 12, 3, scale, 8)
+    head = heads.create(upsampler, dim=12, out_chans=3, scale=scale, num_feat=8)
     assert head(torch.rand(2, 12, 5, 6)).shape == (2, 3, 5 * scale, 6 * scale)
 
 
@@ -275,3 +277,5 @@ def test_a_network_of_ones_own():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
+    for scale in (1, 3, 4):
+        assert names["MyNet"](scale=scale)(torch.rand(1, 3, 5, 7)).shape == (1, 3, 5 * scale, 7 * scale)

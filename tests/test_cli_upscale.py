@@ -280,13 +280,23 @@ def test_usage_errors(args, capsys):
 def test_models(capsys):
     assert main(["models", "hat_t*"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows[0] == ["name", "scale", "task", "parameters", "pretrained"]
+    assert rows[0] == ["model", "scale", "task", "parameters", "weights", "package", "or", "license"]
     found = {row[0]: row for row in rows[1:]}
-    assert set(found) == {"hat_t_x2", "hat_t_x4"}
+    assert set(found) == {"hat_t_x2", "hat_t_x4", "hat_t_x2.photos_cc0", "hat_t_x4.photos_cc0"}
+    assert found["hat_t_x4"][-1] == "hatlib" and found["hat_t_x4.photos_cc0"][-1] == "Apache-2.0"
     parameters = sum(p.numel() for p in create_model("hat_t_x4").parameters())
     assert found["hat_t_x4"][1] == "x4" and found["hat_t_x4"][3] == f"{parameters:,}"
     assert main(["models", "zzz*"]) == 1
     one_sentence(capsys.readouterr(), "zzz*")
+
+
+def test_list(capsys):
+    assert main(["list", "heads"]) == 0
+    assert "'nearest+conv'        hatlib" in capsys.readouterr().out
+    assert main(["list", "attentions", "win*"]) == 0
+    assert capsys.readouterr().out.split() == ["attention", "package", "'window'", "hatlib"]
+    assert main(["list", "head"]) == 1
+    one_sentence(capsys.readouterr(), "Did you mean heads")
 
 
 def test_as_a_process(tmp_path, checkpoint):

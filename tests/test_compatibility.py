@@ -18,7 +18,7 @@ with np.load(FOLDER / "expected.npz") as file:
     EXPECTED = {key: torch.from_numpy(file[key]) for key in file.files}
 
 CLASSES = {"hat": HAT, "swinir": SwinIR, "swinir_jpeg": SwinIR, "swinir_real": SwinIR, "rcan": RCAN, "edsr": EDSR}
-# The arguments that a .pth does not tell and that are not the usual ones. The published layout of RCAN and EDSR tells
+# The arguments that a .pth does not record and that are not the usual ones. The published layout of RCAN and EDSR tells
 # the mean and the range of the image.
 UNTOLD = {
     ("hat", "weights.pth"): dict(conv_scale=0.5, mean=(0.2, 0.3, 0.4)),
@@ -65,11 +65,11 @@ def test_saved_directory_in_transformers(name):
 @pytest.mark.parametrize("name", CLASSES)
 def test_weights_with_a_header(name):
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", ".* does not tell")  # it tells every argument
+        warnings.filterwarnings("error", ".* does not record")  # it tells every argument
         check(hatlib.load_checkpoint(FOLDER / name / "weights.safetensors"), name)
 
 
-@pytest.mark.filterwarnings("ignore:.* does not tell")
+@pytest.mark.filterwarnings("ignore:.* does not record")
 @pytest.mark.parametrize("file", ["weights.pth", "published.pth"])
 @pytest.mark.parametrize("name", CLASSES)
 def test_weights_without_a_header(name, file):
@@ -88,7 +88,7 @@ def read_training(name: str, work: Path) -> tuple[Path, dict]:
     return checkpoint, {**config, "out": str(work / "run"), "data": {**config["data"], "hr": str(noise)}}
 
 
-@pytest.mark.filterwarnings("ignore:.* does not tell")
+@pytest.mark.filterwarnings("ignore:.* does not record")
 @pytest.mark.parametrize("name", ["hat", "edsr"])
 def test_training_starts_from_a_checkpoint(name, tmp_path):
     checkpoint, config = read_training(name, tmp_path)

@@ -28,7 +28,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(a[n].dtype == b[n].dtype and torch.equal(a[n], b[n]) for n in a)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not tell")
+@pytest.mark.filterwarnings("ignore:.*does not record")
 def test_round_trip_through_all_forms(tmp_path, model, checkpoint, capsys):
     steps = ["saved", "a.safetensors", "b.pth", "again", "c.pth"]
     source = checkpoint
@@ -40,7 +40,7 @@ def test_round_trip_through_all_forms(tmp_path, model, checkpoint, capsys):
     assert HAT.from_pretrained(tmp_path / "again").config == model.config
 
 
-@pytest.mark.filterwarnings("ignore:.*does not tell")
+@pytest.mark.filterwarnings("ignore:.*does not record")
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_published_layout(tmp_path, model, suffix):
     model.save_pretrained(tmp_path / "saved")
@@ -53,7 +53,7 @@ def test_published_layout(tmp_path, model, suffix):
         assert torch.allclose(theirs.model.eval()(x), model(x), atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not tell")
+@pytest.mark.filterwarnings("ignore:.*does not record")
 def test_which_weights_and_which_type(tmp_path, model, checkpoint):
     for flag, factor in (("--ema", 1), ("--no-ema", 2)):
         out = tmp_path / f"out{flag}.safetensors"
@@ -65,7 +65,7 @@ def test_which_weights_and_which_type(tmp_path, model, checkpoint):
     assert read_state_dict(tmp_path / "half" / "model.safetensors")["norm.bias"].dtype == torch.float16
 
 
-@pytest.mark.filterwarnings("ignore:.*does not tell")
+@pytest.mark.filterwarnings("ignore:.*does not record")
 def test_refusals(tmp_path, model, checkpoint, capsys):
     model.save_pretrained(tmp_path / "saved")
     (tmp_path / "text.pth").write_text("not weights at all")

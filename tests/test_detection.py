@@ -12,10 +12,10 @@ from spandrel.architectures.HAT import HAT as SpandrelHAT
 import hatlib
 from hatlib import HatlibError, load_checkpoint
 from hatlib.checkpoint import load_weights, read_state_dict, write_state_dict
+from hatlib.detection import detect
 from hatlib.engines.foreign import ForeignModel
 from hatlib.models import HAT
 from hatlib.models.detect import expansion_ratio, reduction_ratio
-from hatlib.registry import detect
 
 TINY = tiny_overrides("hat_x2")
 
@@ -44,7 +44,7 @@ def random_config(seed):
     )
 
 
-@pytest.mark.filterwarnings("ignore:.*does not tell")
+@pytest.mark.filterwarnings("ignore:.*does not record")
 @pytest.mark.parametrize("seed", range(20))
 def test_random_hyper_parameters(seed, tmp_path):
     config = random_config(seed)
@@ -83,7 +83,7 @@ def test_random_hyper_parameters(seed, tmp_path):
     ],
     ids=str,
 )
-@pytest.mark.filterwarnings("ignore:.*does not tell")
+@pytest.mark.filterwarnings("ignore:.*does not record")
 def test_what_only_we_have(option, tmp_path):
     model = randomize(HAT(**{"upscale": 2, **TINY, **option})).eval()
     torch.save(model.state_dict(), tmp_path / "w.pth")
@@ -108,7 +108,7 @@ def test_registered_archs_are_known_by_name(name, tmp_path):
     with torch.device("meta"):
         model = hatlib.create_model(name)
     cls, arguments = detect(model.state_dict())
-    assert hatlib.registry.find_arch(cls, arguments) == (name, True)
+    assert hatlib.detection.find_arch(cls, arguments) == (name, True)
     assert model.config["architecture"] == name
 
 
@@ -133,7 +133,7 @@ def test_one_warning_about_what_weights_cannot_tell(tmp_path):
     for part in ("conv_scale=0.01", "img_range=1.0", "mean", "pass them to load_checkpoint"):
         assert part in str(caught[0].message)
     assert guessed.config["model_args"]["conv_scale"] == 0.01
-    with pytest.warns(UserWarning, match="does not tell mean, qk_scale:"):
+    with pytest.warns(UserWarning, match="does not record mean, qk_scale:"):
         told = load_checkpoint(tmp_path / "w.pth", conv_scale=0.5, img_range=255.0)
     assert told.img_range == 255.0
 
@@ -153,7 +153,7 @@ def test_no_warning_where_nothing_is_guessed(tmp_path, monkeypatch):
 # Files that are not what they seem, and averaged weights.
 
 
-@pytest.mark.filterwarnings("ignore:.*does not tell")
+@pytest.mark.filterwarnings("ignore:.*does not record")
 def test_averaged_weights_or_the_others(tmp_path):
     plain, ema = (randomize(HAT(upscale=2, **TINY), seed).state_dict() for seed in (1, 2))
     torch.save({"params": plain, "params_ema": ema}, tmp_path / "both.pth")

@@ -136,7 +136,7 @@ def test_a_weight_file_and_a_name_with_its_published_value(folder, capsys):
     torch.manual_seed(0)
     model = hatlib.create_model("hat_t_x2")
     save_file(model.state_dict(), "mine.safetensors")
-    with pytest.warns(UserWarning, match="does not tell"):
+    with pytest.warns(UserWarning, match="does not record"):
         rows, scale = resolve_models(["mine.safetensors", "bicubic"])
     assert [row.name for row in rows] == ["bicubic", "mine"] and scale == 2 and rows[1].psnr == {}
     picture(folder / "Five" / "HR" / "cat.png", 80, 90)

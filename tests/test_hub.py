@@ -97,7 +97,7 @@ def test_config(tiny_hat):
     assert config["model_args"]["norm_layer"] == "torch.nn.LayerNorm"
     assert config["hatlib_class"] == "hatlib.models.hat.HAT" and config["hatlib_version"] == hatlib.__version__
     assert set(config["model_args"]) == set(__import__("inspect").signature(HAT).parameters)
-    with pytest.raises(HatlibError, match="norm_layer=.*can't be written to config.json"):
+    with pytest.raises(HatlibError, match="norm_layer=.*cannot be written to config.json"):
         _ = HAT(upscale=2, norm_layer=lambda dim: torch.nn.LayerNorm(dim), **TINY).config
 
 

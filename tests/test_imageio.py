@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from hatlib.atomic import atomic_path
+from hatlib.atomic import atomic_path, remove_stale
 from hatlib.errors import HatlibError
-from hatlib.atomic import remove_stale
 from hatlib.imageio import IMAGE_SUFFIXES, Header, Image, check_output, png, read_image, write_image
 
 

@@ -21,7 +21,7 @@ from hatlib import HatlibError
 from hatlib.checkpoint import load_weights
 from hatlib.hub.download import fetch_weights, weights_folder
 from hatlib.models import HAT
-from hatlib.registry import Weights
+from hatlib.networks import Weights
 
 PUBLISHED = hatlib.list_models(pretrained=True)
 PUBLISHED = [name for name in PUBLISHED if hatlib.model_info(name).weights.url]
@@ -169,7 +169,7 @@ def test_another_place(cache, monkeypatch):
 def test_two_processes_at_once(tmp_path):
     requests = []
     code = (
-        "import sys; from hatlib.hub.download import fetch_weights; from hatlib.registry import Weights;"
+        "import sys; from hatlib.hub.download import fetch_weights; from hatlib.networks import Weights;"
         "print(fetch_weights(Weights(file='w.pth', url=sys.argv[1], sha256=sys.argv[2], training_data='', origin='',"
         " license='')))"
     )
@@ -217,11 +217,11 @@ def published(tmp_path, cache, monkeypatch):
         content = (tmp_path / "fake.pth").read_bytes()
         changed = dataclasses.replace(info.weights, sha256=hashlib.sha256(content).hexdigest(), size=None)
         tag = next(tag for tag, weights in info.tags.items() if weights == info.weights)
-        registered = hatlib.registry._models[info.arch]
+        registered = hatlib.networks.networks._parts[info.arch]
         changed = dataclasses.replace(
             registered, weights=changed, tags={t: changed if t == tag else w for t, w in registered.tags.items()}
         )
-        monkeypatch.setitem(hatlib.registry._models, info.arch, changed)
+        monkeypatch.setitem(hatlib.networks.networks._parts, info.arch, changed)
         folder = weights_folder(changed.tags[tag])
         folder.mkdir(parents=True)
         (folder / info.weights.file).write_bytes(content)

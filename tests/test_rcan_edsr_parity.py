@@ -112,7 +112,7 @@ def edsr(weights, image, res_scale, num_block):
 
 def ours_of(cls, state_dict, **config):
     """Our network with published weights, and what they tell of the mean."""
-    told = hatlib.registry._detectors[cls](state_dict)
+    told = hatlib.detection._detectors[cls](state_dict)
     model = cls(**{**{k: told[k] for k in ("mean", "img_range") if k in told}, **config}).to(torch.float64)
     model.load_state_dict(cls.convert_state_dict(dict(state_dict)))
     return model.eval()
@@ -253,7 +253,7 @@ def test_all_layouts_load(cls, tmp_path):
         ("basicsr_bare", basicsr, "img_range, mean, res_scale:"),
     ):
         torch.save(content, tmp_path / f"{name}.pth")
-        with pytest.warns(UserWarning, match=f"does not tell {untold}"):
+        with pytest.warns(UserWarning, match=f"does not record {untold}"):
             model = load_checkpoint(tmp_path / f"{name}.pth")
         assert isinstance(model, cls)
         assert {k: model.config["model_args"][k] for k in config} == config
@@ -270,7 +270,7 @@ def test_all_layouts_load(cls, tmp_path):
     assert cls.convert_state_dict(model.state_dict()).keys() == model.state_dict().keys()
 
 
-@pytest.mark.filterwarnings("ignore:.*does not tell")
+@pytest.mark.filterwarnings("ignore:.*does not record")
 @pytest.mark.parametrize("seed", range(10))
 def test_random_rcan(seed, tmp_path):
     generator = torch.Generator().manual_seed(seed)
@@ -306,7 +306,7 @@ def test_other_kinds_of_rcan_are_left_to_spandrel(option, tmp_path):
     assert isinstance(ours, ForeignModel) and ours.architecture == "RCAN"
 
 
-@pytest.mark.filterwarnings("ignore:.*does not tell")
+@pytest.mark.filterwarnings("ignore:.*does not record")
 @pytest.mark.parametrize("cls", [RCAN, EDSR])
 @pytest.mark.parametrize("upsampler, upscale", [("pixelshuffle", 2), ("pixelshuffledirect", 3), ("nearest+conv", 4)])
 def test_other_heads(cls, upsampler, upscale, tmp_path):
@@ -335,7 +335,7 @@ def test_trained_mean_shifts_are_left_to_spandrel(tmp_path):
         load_checkpoint(tmp_path / "edsr.pth")
 
 
-@pytest.mark.filterwarnings("ignore:.*does not tell")
+@pytest.mark.filterwarnings("ignore:.*does not record")
 @pytest.mark.parametrize(
     "img_range, mean", [(1.0, None), (16.0, None), (100.0, (0.0, 0.0, 0.0)), (1.0, (0.0, 0.0, 0.0))]
 )
@@ -354,7 +354,7 @@ def test_published_layout_of_other_ranges(img_range, mean, tmp_path):
 @pytest.mark.parametrize(
     "option, message",
     [
-        (dict(num_block=0), "one group"),
+        (dict(num_block=0), "has no groups"),
         (dict(upscale=5), "powers of 2, not 5"),
         (dict(upscale=1, upsampler=""), "take that"),
     ],
@@ -382,8 +382,8 @@ def test_weights_of_another_mean_warn(tmp_path):
 def test_registered_archs_are_known_by_name(name):
     with torch.device("meta"):
         model = hatlib.create_model(name)
-    cls, arguments = hatlib.registry.detect(model.state_dict())
-    assert hatlib.registry.find_arch(cls, arguments) == (name, True)
+    cls, arguments = hatlib.detection.detect(model.state_dict())
+    assert hatlib.detection.find_arch(cls, arguments) == (name, True)
     assert model.config["architecture"] == name
 
 

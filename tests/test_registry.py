@@ -91,7 +91,7 @@ def test_a_model_of_ones_own(monkeypatch):
         for create in (hatlib.create_model, timm.create_model):
             assert create("nearest_x3")(torch.rand(1, 3, 4, 4)).shape == (1, 3, 12, 12)
     finally:
-        hatlib.registry._models.pop("nearest_x3")
+        hatlib.networks.networks._parts.pop("nearest_x3")
 
 
 def test_a_name_without_a_scale_is_refused():
@@ -107,12 +107,16 @@ def test_public_names():
     assert sorted(hatlib.__all__) == [
         "HatlibError",
         "ModelInfo",
+        "Weights",
         "__version__",
         "create_model",
         "list_models",
         "load_checkpoint",
         "model_info",
         "models",
+        "register_attention",
+        "register_detector",
+        "register_head",
         "register_model",
     ]
     assert all(hasattr(hatlib, name) for name in hatlib.__all__)

@@ -143,7 +143,7 @@ def random_config(seed):
     )
 
 
-@pytest.mark.filterwarnings("ignore:.*does not tell")
+@pytest.mark.filterwarnings("ignore:.*does not record")
 @pytest.mark.parametrize("seed", range(10))
 def test_random_hyper_parameters(seed, tmp_path):
     config = random_config(seed)
@@ -197,8 +197,8 @@ def test_published_masks_are_the_authors(name, side):
 def test_registered_archs_are_known_by_name(name):
     with torch.device("meta"):
         model = hatlib.create_model(name)
-    cls, arguments = hatlib.registry.detect(model.state_dict())
-    assert hatlib.registry.find_arch(cls, arguments) == (name, True)
+    cls, arguments = hatlib.detection.detect(model.state_dict())
+    assert hatlib.detection.find_arch(cls, arguments) == (name, True)
     assert model.config["architecture"] == name
 
 

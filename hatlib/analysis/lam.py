@@ -19,7 +19,7 @@ from hatlib.analysis.diffusion import diffusion_index, gini
 from hatlib.errors import HatlibError
 from hatlib.inference.memory import is_out_of_memory
 from hatlib.inference.upscaler import eval_mode
-from hatlib.models.base import RestorationModel
+from hatlib.models import RestorationModel
 
 __all__ = ["Attribution", "Window", "blur_path", "center_window", "edge_strength", "lam"]
 
@@ -244,7 +244,11 @@ def _strength(model: nn.Module, x: Tensor, window: Window) -> Tensor:
 def _is_ours(model: nn.Module) -> bool:
     """Whether the network does what our networks do, with nothing overridden or hooked on."""
     hooks = model._forward_hooks, model._forward_pre_hooks, model._backward_hooks, model._backward_pre_hooks
-    return getattr(model.forward, "__func__", None) is RestorationModel.forward and not any(hooks)
+    own = all(
+        getattr(getattr(model, name, None), "__func__", None) is getattr(RestorationModel, name)
+        for name in ("forward", "reconstruct", "forward_window")
+    )
+    return own and not any(hooks)
 
 
 def center_window(height: int, width: int, side: int = 16) -> Window:

@@ -1,18 +1,18 @@
-"""Reusable blocks. They know torch, timm.layers and einops, and nothing of models."""
+"""Reusable blocks. They depend on torch, timm.layers and einops, and not on models."""
 
 from hatlib.blocks.attention import ChannelAttention, OverlapCrossAttention, WindowAttention
-from hatlib.blocks.group import AttentionGroup, residual_conv, run_block
+from hatlib.blocks.group import ResidualGroup, channels_first, residual_conv, run_block
 from hatlib.blocks.hat import CAB, HAB, OCAB, RHAG
 from hatlib.blocks.heads import (
+    Head,
     NearestConvHead,
     PixelShuffleConvHead,
     PixelShuffleDirectHead,
     PixelShuffleHead,
     PixelShuffleUpsample,
     SameSizeHead,
-    create_head,
 )
-from hatlib.blocks.rcab import RCAB, ResBlock, ResidualGroup
+from hatlib.blocks.rcab import RCAB, ResBlock
 from hatlib.blocks.softmax_attention import attend
 from hatlib.blocks.swin import RSTB, STL
 from hatlib.blocks.window import (
@@ -33,8 +33,8 @@ __all__ = [
     "RHAG",
     "RSTB",
     "STL",
-    "AttentionGroup",
     "ChannelAttention",
+    "Head",
     "NearestConvHead",
     "OverlapCrossAttention",
     "PixelShuffleConvHead",
@@ -46,7 +46,7 @@ __all__ = [
     "SameSizeHead",
     "WindowAttention",
     "attend",
-    "create_head",
+    "channels_first",
     "overlap_relative_position_index",
     "overlap_window_partition",
     "overlap_window_size",

@@ -1,26 +1,84 @@
-"""Upsamplers and reconstruction heads: from features at input size to the image at output size.
+"""Reconstruction heads: from features at input size to the image at output size.
 
-All take and give (B, C, H, W). A head's children carry the published parameter names. `width` is that of the largest
-temporary, in channels at input size.
+The published configurations name a head by `upsampler`, and the names of its layers have no prefix: they belong to the
+model. A head is therefore written as a module of its own, and the model takes over its layers (see
+`hatlib.models.RestorationModel`).
 """
 
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatlib.errors import HatlibError
+from hatlib.registry import heads, register_head
 
 __all__ = [
-    "HEADS",
+    "Head",
     "NearestConvHead",
     "PixelShuffleConvHead",
     "PixelShuffleDirectHead",
     "PixelShuffleHead",
     "PixelShuffleUpsample",
     "SameSizeHead",
-    "create_head",
+    "known_names",
 ]
+
+
+class Head(nn.Module):
+    """Base class of reconstruction heads: (B, dim, H, W) -> (B, out_chans, scale * H, scale * W).
+
+    A subclass builds its layers, registers under a name (`hatlib.registry.register_head`) and is then available as
+    `upsampler=` of every network. In a model, the layers, parameters and buffers of the head belong to the model under
+    the names that the head gives them. `forward` therefore uses them by name and does not iterate over `children()`.
+
+    Args:
+        dim: channels of the features.
+        out_chans: channels of the image.
+        scale: output size over input size.
+        num_feat: channels inside the head, where the head has a choice.
+
+    Attributes:
+        halo: input pixels around its own on which an output pixel depends; None if it depends on the whole map. Tiles
+            of the head are computed with this border, so a value that is too small gives wrong images.
+        residual: whether the model adds the input image to the result; possible where the channels are equal.
+        width: channels of the largest temporary at input size, for memory estimates.
+        last_conv: name of the convolution that returns the image, so that weights can be fitted to other channel
+            counts; None if there is none.
+
+    Example:
+        >>> import hatlib
+        >>> from torch import nn
+        >>> from hatlib.blocks import Head
+        >>> @hatlib.register_head("bilinear")
+        ... class BilinearHead(Head):
+        ...     halo = 2
+        ...     def __init__(self, dim, out_chans, scale, num_feat=64):
+        ...         super().__init__(dim, out_chans, scale, num_feat)
+        ...         self.conv_last = nn.Conv2d(dim, out_chans, 3, padding=1)
+        ...     def forward(self, x):
+        ...         x = self.conv_last(x)
+        ...         return nn.functional.interpolate(x, scale_factor=self.scale, mode="bilinear")
+        >>> hatlib.create_model("hat_t_x4", upsampler="bilinear").upsampler
+        'bilinear'
+    """
+
+    halo: int | None = 3
+    residual = False
+    last_conv: str | None = "conv_last"
+
+    def __init__(self, dim: int, out_chans: int, scale: int, num_feat: int = 64):
+        super().__init__()
+        self.scale = scale
+        self.width = max(dim, num_feat, out_chans) * scale**2
+
+    def init_non_persistent_buffers(self) -> None:
+        """Computes the buffers that no checkpoint holds; a head that has some overrides this and calls it itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, dim, H, W) -> (B, out_chans, scale * H, scale * W)."""
+        raise NotImplementedError
 
 
 class PixelShuffleUpsample(nn.Sequential):
@@ -46,17 +104,15 @@ class PixelShuffleUpsample(nn.Sequential):
         super().__init__(*layers)
 
 
-class PixelShuffleHead(nn.Module):
-    """Convolution to `num_feat` channels, pixel shuffle, last convolution: HAT's and classical SwinIR's head.
+@register_head("pixelshuffle")
+class PixelShuffleHead(Head):
+    """Convolution to `num_feat` channels, pixel shuffle, last convolution: the head of HAT and classical SwinIR.
 
-    (B, dim, H, W) -> (B, out_chans, scale * H, scale * W). At scale 1 two convolutions are left, which is what
-    same-size HAT has.
+    (B, dim, H, W) -> (B, out_chans, scale * H, scale * W). At scale 1 two convolutions are left, as in same-size HAT.
     """
 
-    residual = False
-
     def __init__(self, dim: int, out_chans: int, scale: int, num_feat: int = 64):
-        super().__init__()
+        super().__init__(dim, out_chans, scale, num_feat)
         self.conv_before_upsample = nn.Sequential(nn.Conv2d(dim, num_feat, 3, 1, 1), nn.LeakyReLU(inplace=True))
         self.upsample = PixelShuffleUpsample(scale, num_feat)
         self.conv_last = nn.Conv2d(num_feat, out_chans, 3, 1, 1)
@@ -66,16 +122,15 @@ class PixelShuffleHead(nn.Module):
         return self.conv_last(self.upsample(self.conv_before_upsample(x)))
 
 
-class PixelShuffleConvHead(nn.Module):
+@register_head("pixelshuffle+conv")
+class PixelShuffleConvHead(Head):
     """Pixel shuffle of the features as they are, last convolution: the head of EDSR and RCAN.
 
-    (B, dim, H, W) -> (B, out_chans, scale * H, scale * W). Has no use for `num_feat`.
+    (B, dim, H, W) -> (B, out_chans, scale * H, scale * W). Does not use `num_feat`.
     """
 
-    residual = False
-
-    def __init__(self, dim: int, out_chans: int, scale: int, num_feat: int | None = None):
-        super().__init__()
+    def __init__(self, dim: int, out_chans: int, scale: int, num_feat: int = 64):
+        super().__init__(dim, out_chans, scale, num_feat)
         self.upsample = PixelShuffleUpsample(scale, dim)
         self.conv_last = nn.Conv2d(dim, out_chans, 3, 1, 1)
         self.width = dim * scale**2
@@ -84,16 +139,17 @@ class PixelShuffleConvHead(nn.Module):
         return self.conv_last(self.upsample(x))
 
 
-class PixelShuffleDirectHead(nn.Module):
-    """One convolution and one pixel shuffle: the head of lightweight SwinIR. Any scale; has no use for `num_feat`.
+@register_head("pixelshuffledirect")
+class PixelShuffleDirectHead(Head):
+    """One convolution and one pixel shuffle: the head of lightweight SwinIR. Any scale.
 
-    (B, dim, H, W) -> (B, out_chans, scale * H, scale * W).
+    (B, dim, H, W) -> (B, out_chans, scale * H, scale * W). Does not use `num_feat`.
     """
 
-    residual = False
+    last_conv = "upsample.0"
 
-    def __init__(self, dim: int, out_chans: int, scale: int, num_feat: int | None = None):
-        super().__init__()
+    def __init__(self, dim: int, out_chans: int, scale: int, num_feat: int = 64):
+        super().__init__(dim, out_chans, scale, num_feat)
         self.upsample = nn.Sequential(nn.Conv2d(dim, scale**2 * out_chans, 3, 1, 1), nn.PixelShuffle(scale))
         self.width = out_chans * scale**2
 
@@ -101,20 +157,20 @@ class PixelShuffleDirectHead(nn.Module):
         return self.upsample(x)
 
 
-class NearestConvHead(nn.Module):
+@register_head("nearest+conv")
+class NearestConvHead(Head):
     """Nearest-neighbor enlargement by 2, each followed by a convolution: fewer checkerboards in GAN training.
 
     (B, dim, H, W) -> (B, out_chans, scale * H, scale * W), for a scale that is a power of 2 (SwinIR, real-world SR).
     """
 
-    residual = False
-
     def __init__(self, dim: int, out_chans: int, scale: int, num_feat: int = 64):
-        super().__init__()
+        super().__init__(dim, out_chans, scale, num_feat)
         if scale < 2 or scale & (scale - 1):
             raise HatlibError(f"The upsampler 'nearest+conv' knows the powers of 2 from 2 on, not {scale}.")
         self.conv_before_upsample = nn.Sequential(nn.Conv2d(dim, num_feat, 3, 1, 1), nn.LeakyReLU(inplace=True))
-        for i in range(int(math.log2(scale))):
+        self.steps = int(math.log2(scale))
+        for i in range(self.steps):
             self.add_module(f"conv_up{i + 1}", nn.Conv2d(num_feat, num_feat, 3, 1, 1))
         self.conv_hr = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
         self.conv_last = nn.Conv2d(num_feat, out_chans, 3, 1, 1)
@@ -122,22 +178,23 @@ class NearestConvHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_before_upsample(x)
-        for name, conv in self.named_children():
-            if name.startswith("conv_up"):
-                x = F.leaky_relu(conv(F.interpolate(x, scale_factor=2, mode="nearest")), 0.2)
+        for i in range(self.steps):
+            conv = getattr(self, f"conv_up{i + 1}")
+            x = F.leaky_relu(conv(F.interpolate(x, scale_factor=2, mode="nearest")), 0.2)
         return self.conv_last(F.leaky_relu(self.conv_hr(x), 0.2))
 
 
-class SameSizeHead(nn.Module):
-    """One convolution to what is added to the input image: SwinIR's head for denoising and JPEG artifacts.
+@register_head("")
+class SameSizeHead(Head):
+    """One convolution to what is added to the input image: the head of SwinIR for denoising and JPEG artifacts.
 
-    (B, dim, H, W) -> (B, out_chans, H, W). The model adds the image (`residual`). Has no use for `num_feat`.
+    (B, dim, H, W) -> (B, out_chans, H, W). The model adds the image (`residual`). Does not use `num_feat`.
     """
 
     residual = True
 
-    def __init__(self, dim: int, out_chans: int, scale: int = 1, num_feat: int | None = None):
-        super().__init__()
+    def __init__(self, dim: int, out_chans: int, scale: int = 1, num_feat: int = 64):
+        super().__init__(dim, out_chans, scale, num_feat)
         if scale != 1:
             raise HatlibError(f"The head without an upsampler keeps the size: scale must be 1, not {scale}.")
         self.conv_last = nn.Conv2d(dim, out_chans, 3, 1, 1)
@@ -147,18 +204,15 @@ class SameSizeHead(nn.Module):
         return self.conv_last(x)
 
 
-HEADS: dict[str, type[nn.Module]] = {
-    "pixelshuffle": PixelShuffleHead,
-    "pixelshuffle+conv": PixelShuffleConvHead,
-    "pixelshuffledirect": PixelShuffleDirectHead,
-    "nearest+conv": NearestConvHead,
-    "": SameSizeHead,
-}
-
-
-def create_head(upsampler: str | None, dim: int, out_chans: int, scale: int, num_feat: int = 64) -> nn.Module:
-    """The head that the published configurations call `upsampler`; None means ''."""
-    upsampler = upsampler or ""
-    if upsampler not in HEADS:
-        raise HatlibError(f"upsampler={upsampler!r} is not known; it is one of {', '.join(map(repr, HEADS))}.")
-    return HEADS[upsampler](dim, out_chans, scale, num_feat)
+def known_names() -> set[str]:
+    """Names of the parts of all registered heads, which identify weights of another head in a file."""
+    names: set[str] = set()
+    for name in heads.names():
+        for scale in (1, 2, 3, 4, 8):
+            try:
+                with torch.device("meta"):
+                    head = heads.create(name, dim=8, out_chans=3, scale=scale, num_feat=8)
+            except HatlibError:  # not every head has every scale
+                continue
+            names |= {*head._modules, *head._parameters, *head._buffers}
+    return names

@@ -1,12 +1,11 @@
-"""Residual blocks of convolutions: RCAN's RCAB and ResidualGroup (arXiv 1807.02758), EDSR's ResBlock (1707.02921)."""
+"""Residual blocks of convolutions: RCAN's RCAB (arXiv 1807.02758) and EDSR's ResBlock (arXiv 1707.02921)."""
 
 import torch
 from torch import Tensor, nn
 
 from hatlib.blocks.attention import ChannelAttention
-from hatlib.blocks.group import AttentionGroup
 
-__all__ = ["RCAB", "ResBlock", "ResidualGroup"]
+__all__ = ["RCAB", "ResBlock"]
 
 
 class RCAB(nn.Module):
@@ -18,9 +17,15 @@ class RCAB(nn.Module):
         num_feat: channels C.
         squeeze_factor: reduction of the channel attention.
         res_scale: weight of the branch.
+
+    Example:
+        >>> import torch
+        >>> from hatlib.blocks import RCAB
+        >>> RCAB(32)(torch.rand(1, 32, 9, 7)).shape
+        torch.Size([1, 32, 9, 7])
     """
 
-    def __init__(self, num_feat: int, squeeze_factor: float = 16, res_scale: float = 1.0):
+    def __init__(self, num_feat: int, squeeze_factor: float = 16, *, res_scale: float = 1.0):
         super().__init__()
         self.res_scale = res_scale
         self.rcab = nn.Sequential(
@@ -34,25 +39,6 @@ class RCAB(nn.Module):
         return torch.add(x, self.rcab(x), alpha=self.res_scale)
 
 
-class ResidualGroup(nn.Module):
-    """`num_block` RCABs, a 3x3 convolution, and a skip around it all. RCAN, section 3.2. (B, C, H, W) -> (B, C, H, W).
-
-    Args:
-        num_feat: channels C.
-        num_block: number of RCABs.
-        squeeze_factor: reduction of the channel attention.
-        res_scale: weight of each RCAB's branch.
-    """
-
-    def __init__(self, num_feat: int, num_block: int = 20, squeeze_factor: float = 16, res_scale: float = 1.0):
-        super().__init__()
-        self.residual_group = AttentionGroup([RCAB(num_feat, squeeze_factor, res_scale) for _ in range(num_block)])
-        self.conv = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(self.residual_group(x))
-
-
 class ResBlock(nn.Module):
     """Residual block without normalization: x + res_scale * conv(ReLU(conv(x))). EDSR, section 3.1.
 
@@ -61,9 +47,15 @@ class ResBlock(nn.Module):
     Args:
         num_feat: channels C.
         res_scale: weight of the branch; 0.1 keeps the training of wide networks stable (section 3.3).
+
+    Example:
+        >>> import torch
+        >>> from hatlib.blocks import ResBlock
+        >>> ResBlock(32, res_scale=0.1)(torch.rand(1, 32, 9, 7)).shape
+        torch.Size([1, 32, 9, 7])
     """
 
-    def __init__(self, num_feat: int, res_scale: float = 1.0):
+    def __init__(self, num_feat: int, *, res_scale: float = 1.0):
         super().__init__()
         self.res_scale = res_scale
         self.conv1 = nn.Conv2d(num_feat, num_feat, 3, 1, 1)

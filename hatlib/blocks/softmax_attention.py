@@ -7,11 +7,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from hatlib.blocks.strips import STRIP_BYTES
-
 __all__ = ["attend"]
 
-# Bound of the scores that a GPU computes again at once.
+# Bound of the scores that are recomputed at once: about the cache of a core, or enough work for a GPU.
+CPU_BYTES = 3 * 2**19
 GPU_BYTES = 256 * 2**20
 
 
@@ -75,7 +74,7 @@ class _RecomputedAttention(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=wide)
         delta = (grad_out.to(wide) * out).sum(-1, keepdim=True)
         # As many windows at once as fit into a core's cache, or give a GPU enough to do.
-        budget = STRIP_BYTES if q.device.type == "cpu" else GPU_BYTES
+        budget = CPU_BYTES if q.device.type == "cpu" else GPU_BYTES
         step = min(windows, max(1, budget // (heads * n * k.shape[2] * wide.itemsize)))
         p_buffer, ds_buffer = (q.new_empty(step * heads, n, k.shape[2]) for _ in range(2))
         flat_bias = bias.repeat(step, 1, 1)

@@ -11,17 +11,22 @@ from hatlib.errors import HatlibError
 
 __all__ = [
     "check_window_multiple",
+    "cyclic_shift",
     "overlap_relative_position_index",
     "overlap_window_partition",
     "overlap_window_size",
     "pad_to_multiple",
     "relative_position_index",
-    "shift",
+    "shifted_window_mask",
     "shifted_window_regions",
+    "split_window_kinds",
     "window_kinds",
     "window_partition",
     "window_reverse",
 ]
+
+# What the published networks add to the logit of a pair of tokens that only the cyclic shift made adjacent.
+SHIFT_PENALTY = -100.0
 
 
 def check_window_multiple(x: Tensor, window_size: int) -> None:
@@ -107,12 +112,12 @@ def overlap_relative_position_index(window_size: int, overlap_size: int) -> Tens
     """
     side = window_size + overlap_size - 1
     (qy, qx), (ky, kx) = _coordinates(window_size), _coordinates(overlap_size)
-    shift = window_size - overlap_size + 1
-    dy, dx = ky[None, :] - qy[:, None] + shift, kx[None, :] - qx[:, None] + shift
+    offset = window_size - overlap_size + 1
+    dy, dx = ky[None, :] - qy[:, None] + offset, kx[None, :] - qx[:, None] + offset
     return (dy * side + dx) % side**2
 
 
-def shift(x: Tensor, distance: int) -> Tensor:
+def cyclic_shift(x: Tensor, distance: int) -> Tensor:
     """Moves a map (B, H, W, C) cyclically up and to the left, or back if the distance is negative."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return x.roll((-distance, -distance), (1, 2))
@@ -133,6 +138,24 @@ def shifted_window_regions(window_size: int, shift_size: int) -> Tensor:
     y, x = _coordinates(window_size)
     wrapped_y, wrapped_x = (y >= window_size - shift_size).int(), (x >= window_size - shift_size).int()
     return torch.stack([torch.zeros_like(wrapped_x), wrapped_x, 2 * wrapped_y, 2 * wrapped_y + wrapped_x])
+
+
+def shifted_window_mask(regions: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive attention mask of each kind of shifted window: regions (4, N) -> (4, N, N).
+
+    Pairs of tokens that only the cyclic shift made adjacent get `SHIFT_PENALTY`, all others 0.
+    """
+    return (regions[:, :, None] != regions[:, None, :]).to(dtype) * SHIFT_PENALTY
+
+
+def split_window_kinds(x: Tensor, window_size: int) -> list[Tensor]:
+    """Views of the four kinds of windows of a shifted map (B, H, W, C), in the order of `window_kinds`.
+
+    The last row and the last column of windows divide the map. A view may be empty.
+    """
+    height, width = x.shape[1] - window_size, x.shape[2] - window_size
+    upper, lower = x.split([height, window_size], 1)
+    return [*upper.split([width, window_size], 2), *lower.split([width, window_size], 2)]
 
 
 def window_kinds(rows: int, columns: int, device: torch.device | None = None) -> Tensor:

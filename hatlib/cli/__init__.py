@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 
 from hatlib import signals
-from hatlib.cli import convert, data, evaluate, features, finetune, lam, models, upscale
+from hatlib.cli import convert, data, evaluate, features, finetune, lam, list_parts, upscale
 from hatlib.errors import HatlibError
 from hatlib.version import __version__
 
-COMMANDS = (upscale, models, convert, evaluate, lam, features, finetune, data)
+COMMANDS = (upscale, list_parts, convert, evaluate, lam, features, finetune, data)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

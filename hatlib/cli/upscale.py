@@ -57,7 +57,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Upscales everything, lists the failures, and returns 0 if there were none."""
     _check(args)
-    model, label, task = _load(args)
+    model, label, clean = _load(args)
     scale = args.scale or model.upscale
     suffix = _suffix(args.suffix, scale, label)
     extension = FORMATS.get(args.format or "png")
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     hints: dict[str, str] = {}
 
     def note_jpeg(path: Path, header: Header) -> None:
-        if header.kind == "jpeg" and task == "sr":
+        if header.kind == "jpeg" and clean:
             hints.setdefault("jpeg", _jpeg_hint(path, label))
 
     with progress_bar() as progress:
@@ -135,30 +135,31 @@ def _check(args: argparse.Namespace) -> None:
         plan(args.input, args.output, str, "", overwrite=True)  # refuses the input itself
 
 
-def _load(args: argparse.Namespace) -> tuple[nn.Module, str, str]:
-    """The model, what to call it, and its task ('sr', 'real', ...; empty if unknown)."""
+def _load(args: argparse.Namespace) -> tuple[nn.Module, str, bool]:
+    """The model, its label, and whether it is known to be trained on clean images."""
     from hatlib.load import create_model, load_checkpoint
-    from hatlib.registry import model_info
+    from hatlib.networks import model_info
 
     if args.checkpoint is not None and args.model is None:
         label = args.checkpoint.stem
         if args.checkpoint.suffix.lower() == ".onnx":
             from hatlib.engines import OnnxModel
 
-            return _fitting(OnnxModel(args.checkpoint), args.scale), label, ""
+            return _fitting(OnnxModel(args.checkpoint), args.scale), label, False
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             model = load_checkpoint(args.checkpoint)
         for warning in caught:
             print(f"note: {warning.message}", file=sys.stderr)
-        return _fitting(model, args.scale), label, ""
+        return _fitting(model, args.scale), label, False
     name = args.model or DEFAULT_MODEL
     if ":" in name:
-        return _fitting(create_model(name, pretrained=True), args.scale), name.split("/")[-1], ""
+        return _fitting(create_model(name, pretrained=True), args.scale), name.split("/")[-1], False
     if args.scale is not None and args.checkpoint is None:
         name = model_of_scale(name, args.scale)
     model = create_model(name, pretrained=args.checkpoint is None, checkpoint_path=args.checkpoint)
-    return _fitting(model, args.scale), name, "" if "gan" in name else model_info(name).task
+    weights = model_info(name).weights
+    return _fitting(model, args.scale), name, weights is not None and weights.degradation == "bicubic"
 
 
 def _fitting(model: nn.Module, scale: float | None) -> nn.Module:
@@ -175,16 +176,14 @@ def model_of_scale(name: str, scale: float) -> str:
     Raises:
         HatlibError: if there is none.
     """
-    from hatlib.registry import list_models, model_info
+    from hatlib.networks import model_info, split_name
 
-    info = model_info(name)
-    stem = info.arch.removesuffix(f"x{info.scale}")
-    tag = name.partition(".")[2]
-    found = {}
-    for arch in list_models(f"{stem}x*"):
-        other = model_info(arch)
-        if other.arch == f"{stem}x{other.scale}" and (tag in other.tags if tag else other.weights):
-            found[other.scale] = f"{arch}.{tag}" if tag else arch
+    info, tag = model_info(name), split_name(name)[1]
+    found = {
+        known: f"{sibling.arch}.{tag}" if tag else sibling.arch
+        for known, sibling in info.siblings.items()
+        if (tag in sibling.tags if tag else sibling.weights)
+    }
     enough = [known for known in found if known >= scale]
     if not enough:
         largest = f"up to x{max(found)}" if found else "no pretrained weights"
@@ -220,7 +219,7 @@ def _suffix(template: str, scale: float, label: str) -> str:
 
 
 def _jpeg_hint(path: Path, label: str) -> str:
-    from hatlib.registry import model_info
+    from hatlib.networks import model_info
 
     try:
         model_info(REAL_WORLD_MODEL)

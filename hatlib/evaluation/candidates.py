@@ -16,7 +16,7 @@ from hatlib.data import imresize
 from hatlib.errors import HatlibError
 from hatlib.load import create_model, load_checkpoint
 from hatlib.metrics import rgb_to_y
-from hatlib.registry import Weights, list_models, model_info
+from hatlib.networks import Weights, list_models, model_info
 
 __all__ = ["Candidate", "bicubic", "bicubic_luma", "resolve_models"]
 

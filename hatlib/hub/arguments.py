@@ -7,38 +7,49 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import timm.layers
 from torch import nn
 
 from hatlib.errors import HatlibError
-from hatlib.registry import to_tuples
+from hatlib.registry import registries, to_tuples
 
-__all__ = ["capture_arguments", "decode", "encode", "read_config"]
+__all__ = ["CONFIG_NAME", "capture_arguments", "decode", "encode", "read_config"]
 
 CONFIG_NAME = "config.json"
-_LAYERS = "torch.nn."
+# Modules whose layer classes a configuration may name. No other module is imported for a file.
+_LAYERS = {"torch.nn": nn, "timm.layers": timm.layers}
 
 
 def capture_arguments(init: Callable[..., None]) -> Callable[..., None]:
-    """Wraps a constructor so that all its arguments, defaults included, are kept in `_arguments`.
+    """Wraps a constructor so that the instance keeps all its arguments in `_arguments`, and then calls `post_init`.
 
-    Defaults are kept because a later version may have others. Names of layers, as JSON has them, become the layers.
+    Defaults are kept because a later version may have other defaults. Where a constructor passes `**kwargs` on to its
+    base class, the defaults of the base class are kept too, unless the constructor sets them itself.
     """
     signature = inspect.signature(init)
+    variadic = next((p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD), None)
 
     @functools.wraps(init)
     def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        if "_arguments" in self.__dict__:  # a base class's constructor, called by the subclass's
-            return init(self, *args, **kwargs)
         args, kwargs = tuple(map(decode, args)), {name: decode(value) for name, value in kwargs.items()}
-        bound = signature.bind(self, *args, **kwargs)
-        bound.apply_defaults()
-        arguments: dict[str, Any] = {}
-        for name, value in list(bound.arguments.items())[1:]:
-            variadic = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-            arguments.update(value if variadic else {name: value})
-        # Not an attribute of its own: nn.Module's constructor has not run yet.
-        self.__dict__["_arguments"] = arguments
-        return init(self, *args, **kwargs)
+        state = self.__dict__  # not attributes: the constructor of nn.Module has not run yet
+        outermost = "_arguments" not in state
+        if outermost:
+            state["_arguments"], state["_capturing"] = {}, True
+        if state["_capturing"]:
+            bound = signature.bind(self, *args, **kwargs)
+            passed = set(bound.arguments)
+            bound.apply_defaults()
+            for name, value in list(bound.arguments.items())[1:]:
+                if name == variadic:
+                    state["_arguments"].update(value if outermost else {})
+                elif outermost or name not in passed:
+                    state["_arguments"].setdefault(name, value)
+            state["_capturing"] = variadic is not None
+        init(self, *args, **kwargs)
+        if outermost:
+            del state["_capturing"]
+            self.post_init()
 
     return wrapper
 
@@ -46,8 +57,10 @@ def capture_arguments(init: Callable[..., None]) -> Callable[..., None]:
 def encode(value: Any, name: str) -> Any:
     """A constructor argument as JSON has it, with tuples for lists.
 
+    Registered parts become their names, classes of torch.nn and timm.layers become 'torch.nn.LayerNorm'.
+
     Raises:
-        HatlibError: if JSON can't hold it.
+        HatlibError: if JSON cannot hold the value.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -55,17 +68,28 @@ def encode(value: Any, name: str) -> Any:
         return tuple(encode(item, name) for item in value)
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: encode(item, name) for key, item in value.items()}
-    if isinstance(value, type) and getattr(nn, value.__name__, None) is value:
-        return _LAYERS + value.__name__
+    for registry in registries.values():
+        if (registered := registry.name_of(value)) is not None:
+            return registered
+    if isinstance(value, type):
+        for module, layers in _LAYERS.items():
+            if getattr(layers, value.__name__, None) is value:
+                return f"{module}.{value.__name__}"
     raise HatlibError(
-        f"{name}={value!r} can't be written to {CONFIG_NAME}: numbers, strings, tuples and classes of torch.nn can."
+        f"{name}={value!r} cannot be written to {CONFIG_NAME}: numbers, strings, tuples, registered parts and classes "
+        "of torch.nn and timm.layers can. Register the part, or derive a network that builds it."
     )
 
 
 def decode(value: Any) -> Any:
-    """A constructor argument from what `encode` made of it."""
-    if isinstance(value, str) and value.startswith(_LAYERS):
-        layer = getattr(nn, value.removeprefix(_LAYERS), None)
+    """A constructor argument from what `encode` returned.
+
+    Raises:
+        HatlibError: if a layer is named that torch.nn or timm.layers does not have.
+    """
+    module, _, name = value.rpartition(".") if isinstance(value, str) else ("", "", "")
+    if module in _LAYERS:
+        layer = getattr(_LAYERS[module], name, None)
         if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
             raise HatlibError(f"There is no layer {value!r}.")
         return layer

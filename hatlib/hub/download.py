@@ -11,7 +11,7 @@ from huggingface_hub.utils import WeakFileLock
 
 from hatlib.checkpoint import sha256
 from hatlib.errors import HatlibError
-from hatlib.registry import Weights
+from hatlib.networks import Weights
 
 __all__ = ["fetch_weights", "weights_folder"]
 

@@ -16,15 +16,18 @@ from torch import Tensor, nn
 
 from hatlib.atomic import write_text
 from hatlib.checkpoint import WEIGHT_SUFFIXES, load_detected, load_state_dict, read_state_dict, write_state_dict
+from hatlib.detection import find_arch
 from hatlib.errors import HatlibError
 from hatlib.hub.arguments import CONFIG_NAME, capture_arguments, encode, read_config
 from hatlib.hub.card import ModelFacts, write_card
 from hatlib.hub.repository import WEIGHTS_NAME, download_model, split_revision, upload_model, weights_file
-from hatlib.registry import build, find_arch, model_info, registered_build, timm_cfg
+from hatlib.networks import build, build_saved, model_info, timm_cfg
+from hatlib.registry import constructor_parameters
 from hatlib.version import __version__
 
 __all__ = ["PretrainedModel", "build_from_config", "load_saved"]
 
+FORMAT_VERSION = 1
 MODEL_TYPE, TRANSFORMERS_CLASS = "hatlib", "HatlibForImageSuperResolution"
 _PROCESSOR = {"image_processor_type": "Swin2SRImageProcessor", "do_rescale": True, "do_pad": False}
 
@@ -32,16 +35,22 @@ Model = TypeVar("Model", bound="PretrainedModel")
 
 
 class PretrainedModel(nn.Module):
-    """A module that knows how it was made, and so can be saved, loaded and shared whole.
+    """A network that keeps its constructor arguments, and so can be saved, loaded and shared.
 
-    The constructor arguments of a subclass are captured; they must be what JSON holds, or layers of torch.nn.
+    The constructor of a subclass takes `upscale=` and `in_chans=`; commands and recipes read the attributes `upscale`,
+    `in_chans` and `out_chans`, which are set from the arguments unless the constructor sets them. Arguments must be
+    numbers, strings, tuples, registered parts, or classes of torch.nn and timm.layers for the model to be saved.
+
+    Attributes:
+        unrecoverable_args: constructor arguments that change the result and that weights do not reveal.
+        training_only_args: constructor arguments that change training alone, or nothing.
+        tiny_args: constructor arguments of a network small enough for tests.
+        citation: BibTeX, for the model card.
     """
 
-    # Constructor arguments that weights don't tell and that change the result.
     unrecoverable_args: tuple[str, ...] = ()
-    # Those that change training alone, or nothing.
     training_only_args: tuple[str, ...] = ()
-    # BibTeX, for the model card.
+    tiny_args: Mapping[str, Any] = {}
     citation = ""
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -49,12 +58,21 @@ class PretrainedModel(nn.Module):
         if "__init__" in cls.__dict__:
             cls.__init__ = capture_arguments(cls.__init__)
 
+    def post_init(self) -> None:
+        """Runs once after the outermost constructor; a subclass that overrides it calls `super().post_init()` first."""
+        for name, default in (("upscale", 1), ("in_chans", 3)):
+            if not hasattr(self, name):
+                setattr(self, name, self._arguments.get(name, default))
+        if not hasattr(self, "out_chans"):
+            self.out_chans = self._arguments.get("out_chans") or self.in_chans
+
     @property
     def config(self) -> dict[str, Any]:
-        """All that weights can't hold, JSON-safe: constructor arguments, class, arch, version; as in config.json."""
+        """The content of config.json, JSON-safe: constructor arguments, class, arch, versions."""
         arguments = {name: encode(value, name) for name, value in self._arguments.items()}
         arch, _ = self.arch_of(arguments)
         return {
+            "format_version": FORMAT_VERSION,
             "model_type": MODEL_TYPE,
             "architectures": (TRANSFORMERS_CLASS,),
             **({"architecture": arch} if arch else {}),
@@ -68,8 +86,10 @@ class PretrainedModel(nn.Module):
         }
 
     def _update_arguments(self, **changes: Any) -> None:
-        """Keeps the configuration true after a change to a model that was made with other arguments."""
-        self._arguments.update({name: value for name, value in changes.items() if name in self._arguments})
+        """Updates the kept arguments after a change to the model, so that its configuration stays correct."""
+        building = "_capturing" in self.__dict__  # what the constructor was not given, it sets again by itself
+        known = self._arguments if building else constructor_parameters(type(self))
+        self._arguments.update({name: value for name, value in changes.items() if name in known})
 
     def arch_of(self, arguments: Mapping[str, Any]) -> tuple[str, bool]:
         """The registered arch to build this network with, and whether it is that arch without changes."""
@@ -80,15 +100,15 @@ class PretrainedModel(nn.Module):
         return arch, same
 
     def num_parameters(self, only_trainable: bool = False) -> int:
-        """How many numbers the model has learnt, or would learn."""
+        """Number of parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
-        """Trades time for memory in training; the name that transformers and accelerate know."""
+        """Enables gradient checkpointing, under the name that transformers and accelerate use."""
         self.set_grad_checkpointing(True)
 
     def gradient_checkpointing_disable(self) -> None:
-        """Takes it back."""
+        """Disables gradient checkpointing."""
         self.set_grad_checkpointing(False)
 
     @classmethod
@@ -218,7 +238,7 @@ def build_from_config(
             model_info(arch)
         except HatlibError as error:
             raise HatlibError(f"{error} It is of {config.get('hatlib_class', 'timm')}: install what has it.") from error
-        return registered_build(arch, saved, overrides)
+        return build_saved(arch, saved, overrides)
     name = config["hatlib_class"]
     if cls is None or f"{cls.__module__}.{cls.__qualname__}" != name:
         raise HatlibError(f"The model is a {name}, which no registered arch builds; call {name}.from_pretrained.")
@@ -261,10 +281,17 @@ def _load_folder(
         return model, None
     old, new = config["model_args"].get("upscale"), getattr(model, "upscale", None)
     rescaled = old is not None and old != new
-    head = tuple(f"{name}." for name in model.get_head()) if rescaled else ()
+    head = model.head_names if rescaled else ()
     weights = weights_file(folder)
-    adapt = bool(overrides)
-    report = load_state_dict(model, read_state_dict(weights), str(weights), strict=strict, adapt=adapt, skip=head)
+    report = load_state_dict(
+        model,
+        read_state_dict(weights),
+        str(weights),
+        strict=strict,
+        adapt=bool(overrides),
+        source_mean=config["model_args"].get("mean"),
+        skip=head,
+    )
     if rescaled:
         warnings.warn(f"{name} has scale {old}: the head for scale {new} is new and untrained.", stacklevel=4)
     return model, report.dtype

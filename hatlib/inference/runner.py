@@ -97,13 +97,17 @@ class TileRunner:
 
 
 def tile_multiple(model: Any) -> int:
-    """The multiple at which tiles should start, so that the model's windows lie as in the whole image; 1 if none."""
-    inner = getattr(model, "model", None)  # of a wrapper, as of foreign models
-    for owner in (model, inner):
-        window = getattr(owner, "window_size", None)
-        if window is not None:
-            return int(max(window)) if isinstance(window, (tuple, list)) else int(window)
-    return 1
+    """The multiple of pixels at which tiles start, so that windows lie as in the whole image.
+
+    This is the model's `multiple`; for networks without it, the `window_size` of the network or of the one it wraps;
+    else 1.
+    """
+    multiple = getattr(model, "multiple", None)
+    for owner in (model, getattr(model, "model", None)):
+        multiple = getattr(owner, "window_size", None) if multiple is None else multiple
+    if multiple is None:
+        return 1
+    return int(max(multiple)) if isinstance(multiple, (tuple, list)) else int(multiple)
 
 
 def default_overlap(model: nn.Module) -> int:

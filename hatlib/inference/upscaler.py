@@ -257,7 +257,9 @@ def _to_pixels(y: torch.Tensor, dtype: np.dtype) -> np.ndarray:
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode within the block; afterwards each module has the mode it had, also where they differed."""
-    modes = [(module, module.training) for module in model.modules()]
+    # The head of a RestorationModel is not among its modules.
+    modules = [m for module in model.modules() for m in (module, vars(module).get("head")) if isinstance(m, nn.Module)]
+    modes = [(module, module.training) for module in modules]
     model.eval()
     try:
         yield

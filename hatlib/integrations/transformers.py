@@ -68,7 +68,7 @@ class HatlibForImageSuperResolution(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["RHAG"]
+    _no_split_modules = ["RHAG", "RSTB", "ResidualGroup"]
 
     def __init__(self, config: HatlibConfig):
         super().__init__(config)

@@ -11,7 +11,7 @@ from hatlib.models._mean_shift import drop_mean_shift, infer_mean_shift, with_me
 from hatlib.models.base import RestorationModel
 from hatlib.models.detect import detect_head
 
-__all__ = ["ConvModel", "detect_ends"]
+__all__ = ["BASICSR", "ORIGINAL", "ConvModel", "detect_ends"]
 
 ORIGINAL, BASICSR = "original", "basicsr"
 
@@ -20,15 +20,19 @@ class ConvModel(RestorationModel):
     """First convolution, residual groups or blocks, a convolution with a skip around them, and a head.
 
     Args:
+        upscale: output size over input size.
+        in_chans: channels of the input.
         num_feat: channels of the whole network.
         layers: the groups or blocks, (B, num_feat, H, W) -> (B, num_feat, H, W).
+        out_chans: channels of the output; as many as the input if None.
         num_in_ch: BasicSR's name of `in_chans`.
         num_out_ch: BasicSR's name of `out_chans`.
+        mean: see `RestorationModel`.
         rgb_mean: BasicSR's name of `mean`.
-        **others: as in `RestorationModel` and `hatlib.models.HAT`.
+        **common: as in `RestorationModel`.
 
     Raises:
-        HatlibError: for arguments that don't go together.
+        HatlibError: for arguments that do not go together.
     """
 
     # Names of the modules in our layout, the authors' (EDSR-PyTorch) and BasicSR's.
@@ -39,50 +43,40 @@ class ConvModel(RestorationModel):
 
     def __init__(
         self,
-        *,
         upscale: int,
         in_chans: int,
-        out_chans: int | None,
+        *,
         num_feat: int,
-        img_range: float,
-        mean: Sequence[float] | None,
-        upsampler: str,
-        use_checkpoint: bool,
+        layers: Sequence[nn.Module],
+        out_chans: int | None,
         num_in_ch: int | None,
         num_out_ch: int | None,
+        mean: Sequence[float] | None,
         rgb_mean: Sequence[float] | None,
-        layers: Sequence[nn.Module],
+        **common: Any,
     ):
         in_chans, out_chans = num_in_ch or in_chans, num_out_ch or out_chans
         mean = mean if rgb_mean is None else rgb_mean
         super().__init__(
-            upscale=upscale, in_chans=in_chans, out_chans=out_chans, img_range=img_range, mean=mean, multiple=1
+            upscale, num_feat, in_chans=in_chans, out_chans=out_chans, mean=mean, num_feat=num_feat, **common
         )
         # Only one of two names is kept, so that a change of the one is not undone by the other.
         self._update_arguments(in_chans=in_chans, out_chans=out_chans, mean=mean)
         self._update_arguments(num_in_ch=None, num_out_ch=None, rgb_mean=None)
-        if not layers:
-            raise HatlibError("The network needs one group of blocks at least.")
-        self.num_features = self.head_hidden_size = self.num_feat = num_feat
-        self.upsampler = upsampler
-        self.conv_first = nn.Conv2d(in_chans, num_feat, 3, 1, 1)
         self.layers = nn.ModuleList(layers)
-        self.conv_after_body = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
-        self.reset_upsampler(upscale)
-        self.set_grad_checkpointing(use_checkpoint)
 
-    def reset_upsampler(self, scale: int, upsampler: str | None = None) -> None:
+    def reset_upsampler(self, scale: int, upsampler: Any = None) -> None:
         """Gives the network a new, untrained head; see `RestorationModel`."""
         if (self.upsampler if upsampler is None else upsampler) == "":
             raise HatlibError(
-                f"{type(self).__name__} has no upsampler='', whose weights could not be told from those of "
+                f"{type(self).__name__} has no upsampler='', whose weights could not be distinguished from those of "
                 "'pixelshuffle+conv' at scale 1: take that."
             )
         super().reset_upsampler(scale, upsampler)
 
     @classmethod
     def convert_state_dict(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The authors' layout or BasicSR's to ours."""
+        """Converts the authors' layout or BasicSR's to ours."""
         return drop_mean_shift(cls.keys.read(state_dict))
 
     @classmethod

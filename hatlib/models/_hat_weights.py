@@ -3,9 +3,9 @@
 from typing import Any
 
 from hatlib.models._weights import on_benchmarks as _on
-from hatlib.registry import Weights
+from hatlib.networks import Weights
 
-__all__ = ["pretrained"]
+__all__ = ["WEIGHTS"]
 
 _DF2K = "DF2K (DIV2K and Flickr2K)"
 _IMAGENET = f"ImageNet, then {_DF2K}"
@@ -39,7 +39,7 @@ def _tiny(file: str, sha256: str, **facts: Any) -> Weights:
 
 
 # By arch.tag; the first tag of an arch is its default.
-pretrained: dict[str, Weights] = {
+WEIGHTS: dict[str, Weights] = {
     "hat_t_x2.photos_cc0": _tiny(
         "hat_t_x2.safetensors",
         "aa79dfc3f964440836a1054388b42ff16a12785b80b2f12943f969fcf598b2a3",
@@ -121,6 +121,8 @@ pretrained: dict[str, Weights] = {
         "HAT_Real_GAN_4x.pth",
         "f5b1e3bbbb05147ca2beefcc715279cb647d7976cbda67d62ea7e6e20d5ffcc7",
         training_data=_REAL,
+        degradation="real",
+        gan=True,
         size=170277017,
         note="For photos as they come: noise, blur and JPEG artifacts; trained with a GAN, so details are invented.",
     ),
@@ -129,6 +131,8 @@ pretrained: dict[str, Weights] = {
         "HAT_Real_GAN_sharper_4x.pth",
         "5800b67136006eb8cab3b4ed7c8d73b6a195bb18e6cc709b674f9aa069c00271",
         training_data=_REAL,
+        degradation="real",
+        gan=True,
         note="As real_gan, trained for sharper details.",
     ),
     "hat_l_x2.imagenet_ft_df2k": _published(

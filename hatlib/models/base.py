@@ -1,68 +1,61 @@
-"""What all restoration networks share: normalize, pad, trunk, head, crop; and timm's protocol for them."""
+"""Base classes of the networks: range, padding and cropping of images; stem, groups, tail and head; timm's protocol."""
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from hatlib.blocks import create_head, pad_to_multiple
-from hatlib.blocks.strips import HALO_STRIP_BYTES, apply_in_strips
+from hatlib.blocks import Head, pad_to_multiple, residual_conv, run_block, strips
 from hatlib.errors import HatlibError
 from hatlib.hub import PretrainedModel
 from hatlib.models._adapt import adapt_channels, default_mean
+from hatlib.models._timm import TimmProtocol, crop
+from hatlib.registry import heads
 
-__all__ = ["RestorationModel", "crop"]
-
-# A pixel of the output depends on features less than three pixels away, whatever the head and the scale.
-HEAD_HALO = 3
+__all__ = ["ImageModel", "RestorationModel"]
 
 
-class RestorationModel(PretrainedModel):
-    """A network that maps images to images: (B, in_chans, H, W) -> (B, out_chans, upscale * H, upscale * W).
+class ImageModel(PretrainedModel):
+    """A network from images to images: (B, in_chans, H, W) -> (B, out_chans, upscale * H, upscale * W).
 
-    Images are float RGB in [0, 1], of any height and width from 1 up; the output is not clamped.
-
-    A subclass builds `conv_first`, `layers` (the groups), `conv_after_body` and the head (`reset_upsampler`), and says
-    in `to_trunk` and `from_trunk` what layout its groups work in.
+    Images are float RGB in [0, 1] of any height and width; the output is not clamped. This class checks, pads and
+    normalizes the input, and crops and denormalizes the output. A subclass implements `reconstruct`.
 
     Args:
         upscale: output size over input size.
         in_chans: channels of the input.
         out_chans: channels of the output; as many as the input if None.
         img_range: factor by which the image is multiplied inside.
-        mean: subtracted from the input and added to the output, one value a channel; by default DIV2K's mean for
-            three channels and zero for others. Nothing is added where `out_chans` differs from `in_chans`.
-        multiple: the trunk takes sides that are a multiple of this.
+        mean: subtracted from the input and added to the output, one value per channel; DIV2K's RGB mean for three
+            channels and zero for others if None. Nothing is added where `out_chans` differs from `in_chans`.
+        multiple: images are padded to sides that are a multiple of this.
+
+    Raises:
+        HatlibError: for arguments that do not go together.
     """
 
-    num_classes = 0  # timm asks every model
-    # Measured in eager inference: feature maps that are alive at once in the trunk, at most, and maps of the head's
-    # largest size.
-    trunk_maps, head_maps = 9.0, 2.5
-    grad_checkpointing = False
+    num_classes = 0  # timm reads it from every model
+    mean: Tensor
 
     def __init__(
         self,
+        upscale: int = 4,
+        in_chans: int = 3,
         *,
-        upscale: int,
-        in_chans: int,
-        out_chans: int | None,
-        img_range: float,
-        mean: Sequence[float] | None,
-        multiple: int,
+        out_chans: int | None = None,
+        img_range: float = 1.0,
+        mean: Sequence[float] | None = None,
+        multiple: int = 1,
     ):
         super().__init__()
         if in_chans < 1 or (out_chans is not None and out_chans < 1):
             raise HatlibError(f"in_chans={in_chans} and out_chans={out_chans} must be 1 or more.")
         if not isinstance(upscale, int) or upscale < 1:
             raise HatlibError(f"upscale={upscale!r} must be a whole number, 1 or more.")
-        if mean is None:
-            mean = default_mean(in_chans)
+        mean = default_mean(in_chans) if mean is None else mean
         if len(mean) != in_chans:
-            raise HatlibError(f"mean has {len(mean)} values for in_chans={in_chans} channels; give one a channel.")
+            raise HatlibError(f"mean has {len(mean)} values for in_chans={in_chans} channels; give one per channel.")
         self.upscale = upscale
         self.in_chans = in_chans
         self.out_chans = out_chans or in_chans
@@ -72,7 +65,7 @@ class RestorationModel(PretrainedModel):
         self.init_non_persistent_buffers()
 
     def set_mean(self, mean: Sequence[float]) -> None:
-        """Changes what is subtracted from the input and added to the output, one value a channel of the input."""
+        """Changes the mean that is subtracted from the input and added to the output, one value per input channel."""
         self.mean_values = tuple(float(value) for value in mean)
         self._update_arguments(mean=self.mean_values)
         self.init_non_persistent_buffers()
@@ -83,55 +76,186 @@ class RestorationModel(PretrainedModel):
         mean = torch.tensor(self.mean_values, device=parameter.device, dtype=parameter.dtype)
         self.register_buffer("mean", mean.view(1, -1, 1, 1), persistent=False)
 
-    # What a subclass adds.
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The network itself, for a padded and normalized image.
 
-    def to_trunk(self, x: Tensor) -> Tensor:
-        """From the first convolution's (B, C, H, W) to what the groups take."""
-        return x
+        (B, in_chans, H, W) -> (B, out_chans, upscale * H, upscale * W); H and W are multiples of `multiple`.
+        """
+        raise NotImplementedError
 
-    def from_trunk(self, x: Tensor) -> Tensor:
-        """From what the groups give to (B, C, H, W), normalized as the end of the trunk is."""
-        return x
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[-2:]
+        y = self.denormalize(self.reconstruct(self.prepare(x)))
+        return crop(y, *(side * self.upscale for side in size))
 
-    def run_group(self, group: nn.Module, x: Tensor) -> Tensor:
-        """group(x); where groups are single blocks, the place to checkpoint them."""
-        return group(x)
+    def prepare(self, x: Tensor) -> Tensor:
+        """Checks, pads and normalizes an image: (B, in_chans, H, W) -> (B, in_chans, H', W')."""
+        if not torch.compiler.is_compiling():
+            if x.ndim != 4 or x.shape[1] != self.in_chans or 0 in x.shape:
+                raise HatlibError(
+                    f"The model takes images (B, {self.in_chans}, H, W) with H, W >= 1, got {tuple(x.shape)}."
+                )
+            if not x.is_floating_point():
+                raise HatlibError(f"The model takes float images in [0, 1], got {x.dtype}; convert and divide first.")
+        x = (pad_to_multiple(x, self.multiple) - self.mean) * self.img_range
+        # Channels last throughout: window attention then works on the same memory without a copy. A traced graph finds
+        # its own layout, and asking for one would tie the graph to sizes.
+        return x if torch.compiler.is_compiling() else x.contiguous(memory_format=torch.channels_last)
 
-    def group_output(self, x: Tensor) -> Tensor:
-        """From what one group gives to (B, C, H, W), for `forward_intermediates`."""
-        return x
+    def denormalize(self, y: Tensor) -> Tensor:
+        """Undoes the normalization of `prepare` on an output."""
+        y = y / self.img_range
+        return y + self.mean if self.in_chans == self.out_chans else y
 
     @classmethod
     def convert_state_dict(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Published key layouts of the family to ours."""
+        """Converts weights in a published key layout of the family to our layout."""
         return state_dict
 
     @classmethod
     def infer_from_layout(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Constructor arguments of those in `unrecoverable_args` that a published layout tells all the same."""
+        """Arguments of `unrecoverable_args` that shapes cannot reveal but a published layout does."""
         return {}
 
     def published_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The model's weights, or those given in our layout, in the published layout."""
+        """The model's weights, or the given ones in our layout, in the published layout."""
         return self.state_dict() if state_dict is None else state_dict
 
-    def adapt_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights in our layout with the first and last convolution fitted to this model's channel counts.
 
-        The model takes over the mean that belongs to them, unless it was given one.
-        """
-        return adapt_channels(self, state_dict, (getattr(self, "pretrained_model_args", None) or {}).get("mean"))
+class RestorationModel(TimmProtocol, ImageModel):
+    """Stem, groups, tail and head: head(conv_after_body(layers(conv_first(x))) + conv_first(x)).
 
-    # The way of an image.
+    A subclass fills `self.layers` with its groups, and states in `layout` what they take and return. The base class
+    builds the rest. What follows the constructor of the subclass (checks, initialization, gradient checkpointing) runs
+    once, after the outermost constructor.
 
-    def forward(self, x: Tensor) -> Tensor:
-        size, x = x.shape[-2:], self.prepare(x)
-        return crop(self.reconstruct(self.trunk(x), x), *(side * self.upscale for side in size))
+    Args:
+        upscale: output size over input size.
+        dim: channels of the features.
+        in_chans: channels of the input.
+        out_chans: channels of the output; as many as the input if None.
+        img_range: factor by which the image is multiplied inside.
+        mean: see `ImageModel`.
+        multiple: images are padded to sides that are a multiple of this, for example the window size.
+        upsampler: the head: a registered name, `{name: options}`, a subclass of `hatlib.blocks.Head`, or an instance.
+        num_feat: channels inside the head, where the head has a choice.
+        resi_connection: kind of `conv_after_body`, see `hatlib.blocks.residual_conv`.
+        use_checkpoint: enables gradient checkpointing, as `set_grad_checkpointing()` does.
+
+    Raises:
+        HatlibError: for arguments that do not go together.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from hatlib.blocks import RCAB
+        >>> from hatlib.models import RestorationModel
+        >>> class PlainNet(RestorationModel):
+        ...     def __init__(self, upscale=2, dim=16, *, depth=2, **common):
+        ...         super().__init__(upscale, dim, **common)
+        ...         self.layers = nn.ModuleList(RCAB(dim, 4) for _ in range(depth))
+        >>> PlainNet(img_range=255.0)(torch.rand(1, 3, 9, 7)).shape
+        torch.Size([1, 3, 18, 14])
+    """
+
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    # Measured in eager inference on a CPU: feature maps that are alive at once in the trunk, at most, and maps of the
+    # head's largest size.
+    trunk_maps, head_maps = 9.0, 2.5
+    grad_checkpointing = False
+    layers: nn.ModuleList
+    head: Head
+
+    def __init__(
+        self,
+        upscale: int = 4,
+        dim: int = 64,
+        *,
+        in_chans: int = 3,
+        out_chans: int | None = None,
+        img_range: float = 1.0,
+        mean: Sequence[float] | None = None,
+        multiple: int = 1,
+        upsampler: Any = "pixelshuffle",
+        num_feat: int = 64,
+        resi_connection: str = "1conv",
+        use_checkpoint: bool = False,
+    ):
+        super().__init__(upscale, in_chans, out_chans=out_chans, img_range=img_range, mean=mean, multiple=multiple)
+        self.num_features = dim
+        self.head_hidden_size = self.num_feat = num_feat
+        self._use_checkpoint = use_checkpoint
+        self.conv_first = nn.Conv2d(in_chans, dim, 3, 1, 1)
+        self.conv_after_body = residual_conv(dim, resi_connection)
+        self.reset_upsampler(upscale, "" if upsampler is None else upsampler)
+
+    def post_init(self) -> None:
+        super().post_init()
+        name = type(self).__name__
+        built = self.__dict__.pop("_built")  # the parts of the head, as `reset_upsampler` added them
+        if taken := [part for part in built if getattr(self, part, None) is not built[part]]:
+            raise HatlibError(f"{name} sets {taken[0]!r}, a name of its head {type(self.head).__name__}; rename it.")
+        if not isinstance(self.__dict__["_modules"].get("layers"), nn.ModuleList) or not len(self.layers):
+            raise HatlibError(
+                f"{name} has no groups: its constructor must set self.layers to a non-empty nn.ModuleList."
+            )
+        # The order in which an image passes, for `print(model)`.
+        for module in ("norm", "conv_after_body", *self.head_modules):
+            if module in self._modules:
+                self._modules[module] = self._modules.pop(module)
+        self.init_weights()
+        self.set_grad_checkpointing(self._use_checkpoint)
+
+    def init_weights(self) -> None:
+        """Initializes the weights after construction; a subclass overrides it where PyTorch's defaults do not fit."""
+
+    # The path of an image.
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        return self.run_head(self.trunk(x), x)
+
+    def trunk(self, x: Tensor) -> Tensor:
+        """Deep features of a prepared image: (B, in_chans, H, W) -> (B, num_features, H, W)."""
+        shallow = self.conv_first(x)
+        x = self.begin_trunk(self.from_nchw(shallow))
+        for group in self.layers:
+            x = self.run_group(group, x)
+        return self.conv_after_body(self.to_nchw(self.end_trunk(x))) + shallow
+
+    def run_group(self, group: nn.Module, x: Tensor) -> Tensor:
+        """group(x); a group that does not checkpoint its own blocks is checkpointed as a whole."""
+        whole = self.grad_checkpointing and not any(hasattr(m, "grad_checkpointing") for m in group.modules())
+        return run_block(group, x, whole)
+
+    def begin_trunk(self, x: Tensor) -> Tensor:
+        """What happens to shallow features before the first group, in the layout of the groups."""
+        return x
+
+    def end_trunk(self, x: Tensor) -> Tensor:
+        """What happens to features after the last group, in the layout of the groups."""
+        return x
+
+    def from_nchw(self, x: Tensor) -> Tensor:
+        """Features (B, C, H, W) in the layout of the groups."""
+        return x if self.layout == "NCHW" else x.permute(0, 2, 3, 1)
+
+    def to_nchw(self, x: Tensor) -> Tensor:
+        """Features in the layout of the groups as (B, C, H, W)."""
+        return x if self.layout == "NCHW" else x.permute(0, 3, 1, 2)
+
+    def run_head(self, features: Tensor, x: Tensor) -> Tensor:
+        """From the features of a prepared image x to the output, still normalized."""
+        y = self.forward_head(features)
+        return y + x if self.head.residual and self.in_chans == self.out_chans else y
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """From features to the image, still normalized: (B, num_features, H, W) -> (B, out_chans, s * H, s * W)."""
+        return strips.head(self.head, x) if strips.use_strips(self, x) else self.head(x)
 
     def forward_window(self, x: Tensor, left: int, top: int, width: int, height: int) -> Tensor:
-        """forward(x)[:, :, top : top + height, left : left + width], with no more of the head than that takes.
+        """forward(x)[:, :, top : top + height, left : left + width], with no more of the head than that needs.
 
-        The trunk sees the whole image. It spares the most where gradients of a small window are wanted.
+        The trunk processes the whole image. This saves most where gradients of a small window are wanted.
 
         Args:
             x: image, (B, in_chans, H, W).
@@ -144,185 +268,101 @@ class RestorationModel(PretrainedModel):
             (B, out_chans, height, width)
         """
         x = self.prepare(x)
-        features = self.trunk(x)
-        rows, columns = (
-            slice(max(0, start // self.upscale - HEAD_HALO), -(-(start + size) // self.upscale) + HEAD_HALO)
-            for start, size in ((top, height), (left, width))
-        )
-        out = self.reconstruct(features[:, :, rows, columns], x[:, :, rows, columns])
-        top, left = top - rows.start * self.upscale, left - columns.start * self.upscale
-        return out[:, :, top : top + height, left : left + width]
+        features, scale, halo = self.trunk(x), self.upscale, self.head.halo
+        if halo is None:
+            rows, columns = slice(0, x.shape[2]), slice(0, x.shape[3])
+        else:
+            rows, columns = (
+                slice(max(0, start // scale - halo), -(-(start + size) // scale) + halo)
+                for start, size in ((top, height), (left, width))
+            )
+        y = self.denormalize(self.run_head(features[:, :, rows, columns], x[:, :, rows, columns]))
+        top, left = top - rows.start * scale, left - columns.start * scale
+        return y[:, :, top : top + height, left : left + width]
 
-    def reconstruct(self, features: Tensor, x: Tensor) -> Tensor:
-        """From the trunk's features of a prepared image, and the image, to the output, still padded."""
-        out = self.forward_head(features)
-        if self.head_type.residual and self.in_chans == self.out_chans:
-            out = out + x
-        out = out / self.img_range
-        return out + self.mean if self.in_chans == self.out_chans else out
+    # The head, whose layers belong to the model.
 
-    def prepare(self, x: Tensor) -> Tensor:
-        """Checks, pads and normalizes an image (B, in_chans, H, W)."""
-        if not torch.compiler.is_compiling():
-            if x.ndim != 4 or x.shape[1] != self.in_chans or 0 in x.shape:
-                raise HatlibError(
-                    f"The model takes images (B, {self.in_chans}, H, W) with H, W >= 1, not {tuple(x.shape)}."
-                )
-            if not x.is_floating_point():
-                raise HatlibError(f"The model takes float images in [0, 1], not {x.dtype}; convert and divide first.")
-        x = pad_to_multiple(x, self.multiple)
-        x = (x - self.mean) * self.img_range
-        # Channels last all the way: the groups of window attention then work on the same memory without a copy. A
-        # traced graph finds its own layout, and asking for one would tie it to sizes.
-        return x if torch.compiler.is_compiling() else x.contiguous(memory_format=torch.channels_last)
-
-    def trunk(
-        self, x: Tensor, intermediates: dict[int, Tensor | None] | None = None, stop_early: bool = False
-    ) -> Tensor:
-        """Deep features of a prepared image, (B, C, H, W); fills the groups' outputs into `intermediates`."""
-        shallow = self.conv_first(x)
-        x = self.to_trunk(shallow)
-        for i, group in enumerate(self.layers):
-            x = self.run_group(group, x)
-            if intermediates is not None and i in intermediates:
-                intermediates[i] = self.group_output(x)
-                if stop_early and i == max(intermediates):
-                    return intermediates[i]
-        return self.conv_after_body(self.from_trunk(x)) + shallow
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Features before the head: (B, in_chans, H, W) -> (B, num_features, H, W)."""
-        height, width = x.shape[-2:]
-        return crop(self.trunk(self.prepare(x)), height, width)
-
-    def forward_head(self, x: Tensor) -> Tensor:
-        """From features to the image, still normalized: (B, num_features, H, W) -> (B, out_chans, s * H, s * W)."""
-        # The head's layers are children of the model, under their published names; its class says how they follow.
-        return apply_in_strips(
-            self, lambda part: self.head_type.forward(self, part), x, self.upscale, HEAD_HALO, self.head_width
-        )
-
-    def peak_memory(self, height: int, width: int, batch: int = 1) -> int:
-        """Bytes that eager inference takes at its peak above the model, for images (batch, in_chans, height, width).
-
-        Good to 25 % from about 128x128 on, on the CPU; a GPU's allocator wastes less.
-        """
-        itemsize = self.conv_first.weight.itemsize
-        pixels = batch * math.prod(-(-side // self.multiple) * self.multiple for side in (height, width))
-        feature_map = pixels * self.num_features * itemsize
-        large = pixels * self.head_width * itemsize  # the head's largest temporary, in strips
-        large /= math.ceil(large / HALO_STRIP_BYTES)
-        image = pixels * self.out_chans * self.upscale**2 * itemsize
-        trunk = self.trunk_maps * feature_map * _waste(feature_map)
-        head = self.head_maps * large * _waste(large) + (2 * feature_map + image) * _waste(feature_map)
-        return round(max(trunk, head))
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The outputs of the groups, each (B, num_features, H, W) at input size, as timm's protocol has it.
-
-        Args:
-            x: image, (B, in_chans, H, W).
-            indices: the last n groups if a number, all if None, or the groups to take.
-            norm: apply the trunk's last norm to each.
-            stop_early: leave out the groups after the last one taken; implies `intermediates_only`.
-            output_fmt: 'NCHW' or 'NHWC'.
-            intermediates_only: give the list alone, without the features.
-        """
-        if output_fmt not in ("NCHW", "NHWC"):
-            raise HatlibError(f"output_fmt={output_fmt!r} is not known; it is 'NCHW' or 'NHWC'.")
-        height, width = x.shape[-2:]
-        taken, _ = feature_take_indices(len(self.layers), indices)
-        outputs: dict[int, Tensor | None] = dict.fromkeys(sorted(taken))
-        features = self.trunk(self.prepare(x), outputs, stop_early)[:, :, :height, :width]
-        maps = [outputs[i][:, :, :height, :width] for i in outputs]
-        if norm and isinstance(getattr(self, "norm", None), nn.Module):
-            maps = [self.norm(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for y in maps]
-        if output_fmt == "NHWC":
-            maps = [y.permute(0, 2, 3, 1) for y in maps]
-        return maps if intermediates_only or stop_early else (features, maps)
-
-    # timm's protocol, where it is about structure.
-
-    @property
-    def feature_info(self) -> list[dict[str, Any]]:
-        """One entry a group, for timm's `features_only`."""
-        return [dict(num_chs=self.num_features, reduction=1, module=f"layers.{i}") for i in range(len(self.layers))]
-
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drops the groups after the last one in `indices`, and the head: what `forward_intermediates` can spare."""
-        taken, last = feature_take_indices(len(self.layers), indices)
-        self.layers = self.layers[: last + 1]
-        if prune_norm and hasattr(self, "norm"):
-            self.norm = nn.Identity()
-        if prune_head:
-            self._remove_head()
-        return taken
-
-    def reset_upsampler(self, scale: int, upsampler: str | None = None) -> None:
+    def reset_upsampler(self, scale: int, upsampler: Any = None) -> None:
         """Gives the network a new, untrained head.
+
+        The published names of the head's layers have no prefix, so the model takes over the modules, parameters and
+        buffers of the head. The head keeps using them through the model's own dictionaries, where a layer that is
+        replaced is found too. The head itself is not a child of the model.
 
         Args:
             scale: the new output size over input size.
-            upsampler: kind of head, see `hatlib.blocks.create_head`; the present one if None.
+            upsampler: the head, as in the constructor; the present one if None.
+
+        Raises:
+            HatlibError: if there is no such head, or one of its names is taken.
         """
         upsampler = self.upsampler if upsampler is None else upsampler
-        head = create_head(upsampler, self.num_features, self.out_chans, scale, self.num_feat)
+        if isinstance(upsampler, type) and not issubclass(upsampler, Head):
+            raise HatlibError(f"upsampler={upsampler.__name__} is not a head; derive it from hatlib.blocks.Head.")
+        head = heads.create(
+            upsampler, dim=self.num_features, out_chans=self.out_chans, scale=scale, num_feat=self.num_feat
+        )
+        if not isinstance(head, Head):
+            raise HatlibError(f"upsampler={upsampler!r} is not a head; derive it from hatlib.blocks.Head.")
+        if hasattr(self, "head"):
+            self._remove_head()
         weight = self.conv_first.weight
-        self._remove_head()
-        for name, child in head.named_children():
-            self.add_module(name, child.to(weight.device, weight.dtype))
-        self.head_type, self.head_width, self.upsampler, self.upscale = type(head), head.width, upsampler, scale
+        head.to(weight.device, weight.dtype).train(self.training)
+        names = (*head._modules, *head._parameters, *head._buffers)
+        if taken := [name for name in names if hasattr(self, name)]:
+            raise HatlibError(f"{taken[0]!r} of the head {type(head).__name__} is a name of the model; rename it.")
+        self.head_modules, self.head_names = tuple(head._modules), names
+        for table in ("_modules", "_parameters", "_buffers"):
+            self.__dict__[table].update(head.__dict__[table])
+        self._non_persistent_buffers_set |= head._non_persistent_buffers_set
+        for table in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            head.__dict__[table] = self.__dict__[table]
+        # Not children: the parameters would be listed twice.
+        self.__dict__["head"] = head
+        self.__dict__["upsampler"], self.upscale = upsampler, scale
         self._update_arguments(upsampler=upsampler, upscale=scale)
+        if "_capturing" in self.__dict__:  # during construction
+            self.__dict__["_built"] = {name: getattr(self, name) for name in names}
+
+    def init_non_persistent_buffers(self) -> None:
+        """Computes the buffers that no checkpoint holds, those of the head included."""
+        super().init_non_persistent_buffers()
+        if "head" in self.__dict__:
+            self.head.init_non_persistent_buffers()
 
     def get_head(self) -> nn.ModuleDict:
         """The layers of the head, by name."""
-        return nn.ModuleDict({name: getattr(self, name) for name in self._head_names()})
-
-    def _head_names(self) -> list[str]:
-        names = [name for name, _ in self.named_children()]
-        return [n for n in names if n in ("conv_before_upsample", "upsample", "conv_hr", "conv_last") or "conv_up" in n]
+        return nn.ModuleDict({name: getattr(self, name) for name in self.head_modules})
 
     def _remove_head(self) -> None:
-        for name in self._head_names():
-            delattr(self, name)
+        for name in self.head_names:
+            if hasattr(self, name):
+                delattr(self, name)
+        self.head_modules = self.head_names = ()
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trades time for memory in training: each block's activations are computed again in the backward pass."""
-        for module in self.modules():
-            if hasattr(module, "grad_checkpointing"):
-                module.grad_checkpointing = enable
+    def train(self, mode: bool = True) -> "RestorationModel":
+        """Sets training mode on the network and its head, which is not a child."""
+        super().train(mode)
+        if "head" in self.__dict__:
+            self.head.training = mode
+        return self
 
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that weight decay should leave alone (beside biases and norms)."""
-        return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
+    def _replicate_for_data_parallel(self) -> Any:
+        raise HatlibError("nn.DataParallel cannot copy the head of a model; use DistributedDataParallel (torchrun).")
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that divide the parameters into stem, groups (or blocks) and head, for layer-wise learning rates."""
-        block = r"^layers\.(\d+)\.residual_group\.blocks\.(\d+)"
-        blocks = [(r"^layers\.(\d+)", None)] if coarse else [(block, None), (r"^layers\.(\d+)", (98,))]
-        # What matches nothing, the head, counts as the last group.
-        return dict(stem=r"^(?:conv_first|patch_embed)\b", blocks=[*blocks, (r"^(?:norm|conv_after_body)\b", (99999,))])
+    def adapt_state_dict(
+        self, state_dict: dict[str, Tensor], source_mean: Sequence[float] | None = None
+    ) -> tuple[dict[str, Tensor], tuple[float, ...] | None]:
+        """Weights in our layout with the first and last convolution fitted to this model's channel counts.
 
+        Args:
+            state_dict: the weights, which are left as they are.
+            source_mean: mean of the network that was trained; the published one if None.
 
-def _waste(size: float) -> float:
-    """How much the C library's allocator takes for tensors of `size` bytes: it maps those from 32 MiB on one by one."""
-    return 1.0 if size >= 32 * 2**20 else 1.25
+        Returns:
+            The fitted weights, and the mean that belongs to them if the model was not given one (else None).
 
-
-def crop(x: Tensor, height: int, width: int) -> Tensor:
-    """The top left of (B, C, H, W)."""
-    if not torch.compiler.is_compiling():
-        return x[:, :, :height, :width]
-    # By index, because a slice ties the graph to whether anything is cut off.
-    x = x.index_select(2, torch.arange(height, device=x.device))
-    return x.index_select(3, torch.arange(width, device=x.device))
+        Raises:
+            HatlibError: if the head has no convolution that can be fitted.
+        """
+        return adapt_channels(self, state_dict, source_mean)

@@ -1,81 +1,76 @@
-"""Building registered models as timm does, with published weights that were verified first."""
+"""Building registered networks as timm does, with published weights that are verified first."""
 
 import inspect
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from timm.models import build_model_with_cfg
 
 from hatlib.checkpoint import unwrap_state_dict
-from hatlib.errors import HatlibError, similar_names
-from hatlib.models.base import RestorationModel
-from hatlib.registry import Weights, list_models, model_info, register_model, to_tuples
+from hatlib.errors import HatlibError
+from hatlib.models.base import ImageModel
+from hatlib.networks import CLASSIFIER_OPTIONS, Weights, check_arguments, list_models, model_info
+from hatlib.registry import to_tuples
 
-__all__ = ["build_model", "register_arch"]
+__all__ = ["build_model"]
 
-# What timm passes to every model and a network without classes has no use for.
-_CLASSIFIER_OPTIONS = ("num_classes", "global_pool")
 _BUILDER_OPTIONS = inspect.signature(build_model_with_cfg).parameters.keys()
-_TIMM_OPTIONS = {
-    *_CLASSIFIER_OPTIONS,
-    *_BUILDER_OPTIONS,
-    "pretrained_model_args",
-    "features_only",
-    "out_indices",
-    "feature_cls",
-}
+_TIMM_OPTIONS = (*CLASSIFIER_OPTIONS, *_BUILDER_OPTIONS, "pretrained_model_args", "features_only", "out_indices")
 _SOURCES = {"file", "url", "hf_hub_id", "state_dict"}
 
 
-def build_model(cls: type[RestorationModel], arch: str, pretrained: bool = False, **kwargs: Any) -> RestorationModel:
-    """Builds a registered arch as timm does, with weights that were verified first. Entry points call it.
+def build_model(arch: str, pretrained: bool = False, **kwargs: Any) -> Any:
+    """Builds a registered network through timm's builder. Entry points call it.
 
-    Weights for another number of channels than `in_chans` and `out_chans` are adapted (`hatlib.models._adapt`).
+    The class and the constructor arguments are those that `register_model` was given. Weights for other channel counts
+    than `in_chans` and `out_chans` are adapted (`RestorationModel.adapt_state_dict`).
 
     Args:
-        cls: the class.
         arch: registered name.
-        pretrained: load the published weights, those of the tag that `pretrained_cfg` names or the default ones.
-        **kwargs: constructor arguments, and those of timm's `build_model_with_cfg`. An explicit configuration as
-            `pretrained_cfg` means that the arguments are those of a saved model, and may have another scale.
+        pretrained: load the published weights, of the tag in `pretrained_cfg` or the default ones.
+        **kwargs: constructor arguments that replace those of the arch, and timm's options (`features_only`,
+            `pretrained_cfg`, `pretrained_cfg_overlay`, ...). timm passes a configuration as `pretrained_cfg` for a
+            saved model, whose arguments may have another scale than the name.
+
+    Returns:
+        The network, or timm's wrapper for `features_only`.
 
     Raises:
-        HatlibError: if `upscale` contradicts the name, there are no such weights, or the file is not what it should be.
+        HatlibError: if an argument is unknown, `upscale` contradicts the name, there are no such weights, or the file
+            is not the published one.
+
+    Example:
+        >>> from hatlib.models import build_model
+        >>> build_model("hat_t_x4", in_chans=1).in_chans
+        1
     """
-    info = model_info(arch)
-    cfg = kwargs.get("pretrained_cfg")
+    info, cfg = model_info(arch), kwargs.get("pretrained_cfg")
+    check_arguments(info, kwargs, _TIMM_OPTIONS)
     named = cfg is None or isinstance(cfg, str)
-    if kwargs.setdefault("upscale", info.scale) != info.scale and named:
-        others = list_models(f"{arch.rpartition('_x')[0]}_x*")
-        raise HatlibError(
-            f"{arch} has scale {info.scale}, but upscale={kwargs['upscale']} was asked for; take one of "
-            f"{', '.join(others)}."
-        )
-    known = inspect.signature(cls).parameters.keys() | _TIMM_OPTIONS
-    for option in kwargs.keys() - known:
-        raise HatlibError(f"{arch} has no option {option!r}.{similar_names(option, known)}")
+    if named and kwargs.get("upscale", info.scale) != info.scale:
+        names = ", ".join(sibling.arch for sibling in info.siblings.values())
+        raise HatlibError(f"{arch} has scale {info.scale}, got upscale={kwargs['upscale']}; take one of {names}.")
+    kwargs = {**info.model_args, **kwargs}
     source_args = kwargs.get("pretrained_model_args") or {}
     if "pretrained_model_args" not in _BUILDER_OPTIONS:
         kwargs.pop("pretrained_model_args", None)
     if kwargs.get("in_chans", 3) != source_args.get("in_chans", 3) and kwargs.get("mean") == source_args.get("mean"):
-        kwargs["mean"] = None  # It has a value for each channel there was; the one to go with the weights follows.
+        kwargs["mean"] = None  # it has one value per saved channel; the mean that belongs to the weights follows
 
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
     weights = None
-    if named:
-        info = model_info(f"{arch}.{cfg}" if cfg else arch)
-        if pretrained and not overlay.keys() & _SOURCES:
-            weights, overlay["file"] = info.weights, _verified_file(info.weights, arch)
-    # The filter below adapts the first convolution: timm must not think that it has to.
+    if named and pretrained and not overlay.keys() & _SOURCES:
+        weights = model_info(f"{arch}.{cfg}" if cfg else arch).weights
+        overlay["file"] = _verified_file(weights, arch)
+    # The filter below adapts the first convolution: timm must not do it too.
     overlay.setdefault("input_size", (kwargs.get("in_chans", 3), 64, 64))
     model = build_model_with_cfg(
-        cls,
+        info.model_class,
         arch,
         pretrained,
         pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=_to_model,
         feature_cfg=dict(feature_cls="getter", out_indices=None),
-        kwargs_filter=_CLASSIFIER_OPTIONS,
+        kwargs_filter=CLASSIFIER_OPTIONS,
         **{name: to_tuples(value) for name, value in kwargs.items()},
     )
     if weights:
@@ -83,36 +78,19 @@ def build_model(cls: type[RestorationModel], arch: str, pretrained: bool = False
     return model
 
 
-def register_arch(
-    cls: type[RestorationModel], name: str, scale: int, arguments: Mapping[str, Any], doc: str, task: str = "sr"
-) -> Callable[..., RestorationModel]:
-    """Registers `name`_x`scale` of a family, and gives its entry point, which belongs into the family's module.
-
-    Args:
-        cls: the class, defined in that module.
-        name: of the size.
-        scale: output size over input size.
-        arguments: constructor arguments of the size.
-        doc: what it is, for the entry point's docstring.
-        task: what the model is for.
-    """
-    arch = f"{name}_x{scale}"
-
-    def entry_point(pretrained: bool = False, **kwargs: Any) -> RestorationModel:
-        return build_model(cls, arch, pretrained, **{**arguments, **kwargs})
-
-    entry_point.__name__ = entry_point.__qualname__ = arch
-    entry_point.__module__ = cls.__module__
-    entry_point.__doc__ = f"{doc} at x{scale}; `**kwargs` go to `{cls.__name__}`."
-    return register_model(entry_point, task=task, model_class=cls, model_args={**arguments, "upscale": scale})
-
-
-def _to_model(state_dict: dict[str, Any], model: RestorationModel) -> dict[str, Any]:
-    return model.adapt_state_dict(model.convert_state_dict(unwrap_state_dict(state_dict)))
+def _to_model(checkpoint: dict[str, Any], model: ImageModel) -> dict[str, Any]:
+    """Weights that timm has read, in the layout and with the channels of the model."""
+    state_dict = model.convert_state_dict(unwrap_state_dict(checkpoint))
+    if hasattr(model, "adapt_state_dict"):
+        source_args = getattr(model, "pretrained_model_args", None) or {}
+        state_dict, mean = model.adapt_state_dict(state_dict, source_args.get("mean"))
+        if mean is not None:
+            model.set_mean(mean)
+    return state_dict
 
 
 def _verified_file(weights: Weights | None, arch: str) -> str:
-    """Path of a weight file whose bytes are those that were published."""
+    """Path of a weight file whose bytes are the published ones."""
     if weights is None:
         known = ", ".join(list_models(f"{arch.partition('_')[0]}_*", pretrained=True)) or "none of its family"
         raise HatlibError(f"There are no pretrained weights for {arch}; there are for {known}.")

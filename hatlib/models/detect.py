@@ -88,7 +88,10 @@ def detect_head(state_dict: Mapping[str, Tensor], in_chans: int) -> dict[str, An
         out_chans = state_dict["conv_last.weight"].shape[0]
         head = dict(upsampler="", upscale=1)
     else:
-        raise HatlibError("The weights have no reconstruction head.")
+        raise HatlibError(
+            "The weights have no head that can be detected; pass them as checkpoint_path= to hatlib.create_model with "
+            "the name of the model and its upsampler."
+        )
     return {**head, "out_chans": None if out_chans == in_chans else out_chans}
 
 

@@ -7,15 +7,16 @@ and BasicSR's are read; the authors' is written.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from hatlib.blocks import ResBlock, run_block
+from hatlib.blocks import ResBlock
+from hatlib.detection import register_detector
 from hatlib.models._conv import BASICSR, ORIGINAL, ConvModel, detect_ends
 from hatlib.models._keys import KeyTable
 from hatlib.models._mean_shift import is_mean_shift
-from hatlib.models.build import register_arch
+from hatlib.models.build import build_model
 from hatlib.models.detect import count_modules
-from hatlib.registry import register_detector
+from hatlib.networks import register_model
 
 __all__ = ["EDSR"]
 
@@ -35,7 +36,7 @@ class EDSR(ConvModel):
         res_scale: weight of each block's branch; 0.1 in the wide network.
         img_range: factor by which the image is multiplied inside.
         mean: subtracted before and added after; DIV2K's RGB mean for three channels, else 0, if None.
-        upsampler: kind of head, see `hatlib.blocks.create_head`.
+        upsampler: the head: a registered name, `{name: options}`, a subclass of `hatlib.blocks.Head`, or an instance.
         use_checkpoint: the same as `set_grad_checkpointing()`.
         num_in_ch: BasicSR's name of `in_chans`.
         num_out_ch: BasicSR's name of `out_chans`.
@@ -63,25 +64,28 @@ class EDSR(ConvModel):
   year      = {2017}
 }"""
 
+    tiny_args = dict(num_feat=8, num_block=3)
+
     def __init__(
         self,
         upscale: int = 4,
         in_chans: int = 3,
+        *,
         out_chans: int | None = None,
         num_feat: int = 64,
         num_block: int = 16,
         res_scale: float = 1.0,
         img_range: float = 255.0,
         mean: Sequence[float] | None = None,
-        upsampler: str = "pixelshuffle+conv",
+        upsampler: Any = "pixelshuffle+conv",
         use_checkpoint: bool = False,
         num_in_ch: int | None = None,
         num_out_ch: int | None = None,
         rgb_mean: Sequence[float] | None = None,
     ):
         super().__init__(
-            upscale=upscale,
-            in_chans=in_chans,
+            upscale,
+            in_chans,
             out_chans=out_chans,
             num_feat=num_feat,
             img_range=img_range,
@@ -91,11 +95,8 @@ class EDSR(ConvModel):
             num_in_ch=num_in_ch,
             num_out_ch=num_out_ch,
             rgb_mean=rgb_mean,
-            layers=[ResBlock(num_feat, res_scale) for _ in range(num_block)],
+            layers=[ResBlock(num_feat, res_scale=res_scale) for _ in range(num_block)],
         )
-
-    def run_group(self, group: nn.Module, x: Tensor) -> Tensor:
-        return run_block(group, x, self.grad_checkpointing)
 
 
 @register_detector(EDSR)
@@ -111,14 +112,43 @@ def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
 
 
 # The published sizes (section 4.1 and the authors' code): the baseline, and the full network.
-_SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "edsr_m": dict(num_feat=64, num_block=16),
     "edsr": dict(num_feat=256, num_block=32, res_scale=0.1),
 }
 
-# What shrinks any of the models above for tests that go through the whole registry.
-tiny_overrides: dict[str, Any] = dict(num_feat=8, num_block=3)
 
-for _size in _SIZES:
-    for _scale in (2, 3, 4):
-        globals()[f"{_size}_x{_scale}"] = register_arch(EDSR, _size, _scale, _SIZES[_size], _size.upper())
+@register_model(EDSR, SIZES["edsr_m"])
+def edsr_m_x2(pretrained: bool = False, **kwargs: Any) -> EDSR:
+    """EDSR baseline at x2; `**kwargs` are constructor arguments of `EDSR`."""
+    return build_model("edsr_m_x2", pretrained, **kwargs)
+
+
+@register_model(EDSR, SIZES["edsr_m"])
+def edsr_m_x3(pretrained: bool = False, **kwargs: Any) -> EDSR:
+    """EDSR baseline at x3; `**kwargs` are constructor arguments of `EDSR`."""
+    return build_model("edsr_m_x3", pretrained, **kwargs)
+
+
+@register_model(EDSR, SIZES["edsr_m"])
+def edsr_m_x4(pretrained: bool = False, **kwargs: Any) -> EDSR:
+    """EDSR baseline at x4; `**kwargs` are constructor arguments of `EDSR`."""
+    return build_model("edsr_m_x4", pretrained, **kwargs)
+
+
+@register_model(EDSR, SIZES["edsr"])
+def edsr_x2(pretrained: bool = False, **kwargs: Any) -> EDSR:
+    """EDSR at x2; `**kwargs` are constructor arguments of `EDSR`."""
+    return build_model("edsr_x2", pretrained, **kwargs)
+
+
+@register_model(EDSR, SIZES["edsr"])
+def edsr_x3(pretrained: bool = False, **kwargs: Any) -> EDSR:
+    """EDSR at x3; `**kwargs` are constructor arguments of `EDSR`."""
+    return build_model("edsr_x3", pretrained, **kwargs)
+
+
+@register_model(EDSR, SIZES["edsr"])
+def edsr_x4(pretrained: bool = False, **kwargs: Any) -> EDSR:
+    """EDSR at x4; `**kwargs` are constructor arguments of `EDSR`."""
+    return build_model("edsr_x4", pretrained, **kwargs)

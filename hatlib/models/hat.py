@@ -5,14 +5,18 @@ Parameter names are the published ones.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from timm.layers import Mlp
 from torch import Tensor, nn
 
-from hatlib.blocks import RHAG, overlap_relative_position_index, overlap_window_size, relative_position_index
-from hatlib.models._hat_weights import pretrained as published
+from hatlib.blocks import HAB, OCAB, RHAG, overlap_relative_position_index, overlap_window_size, relative_position_index
+from hatlib.blocks.group import Layer
+from hatlib.detection import register_detector
+from hatlib.models._hat_weights import WEIGHTS
 from hatlib.models._window import WindowModel
-from hatlib.models.build import register_arch
+from hatlib.models.build import build_model
 from hatlib.models.detect import (
     count_modules,
     detect_head,
@@ -22,7 +26,7 @@ from hatlib.models.detect import (
     reject_ape,
     table_span,
 )
-from hatlib.registry import register_detector
+from hatlib.networks import register_model
 
 __all__ = ["HAT"]
 
@@ -51,11 +55,19 @@ class HAT(WindowModel):
         drop_rate: dropout of features, in the MLPs and after attention.
         attn_drop_rate: dropout of attention weights in the HABs.
         drop_path_rate: stochastic depth of the last HAB; rises linearly from 0 over all HABs.
-        norm_layer: called with C.
+        norm_layer: called with C; a class or a name of timm.
+        act_layer: activation of the MLPs; a class or a name of timm.
+        attn_layer: attention of the HABs: a registered name, `{name: options}`, or a class. `qkv_bias`, `qk_scale` and
+            `attn_drop_rate` belong to the built-in 'window'.
+        conv_layer: called with C for the channel-attention branch of each HAB; CAB if None.
+        mlp_layer: MLP of the blocks, called as timm's `Mlp`.
+        block_layer: called with `dim=, num_heads=, window_size=, shift_size=, drop_path=` for each block, in place of
+            HAB; the arguments of HAB above then have no effect.
+        overlap_layer: called with `dim=, num_heads=, window_size=` for the last block of a group, in place of OCAB.
         patch_norm: whether the shallow features are normalized before the first group.
         img_range: factor by which the image is multiplied inside.
         mean: subtracted before and added after; DIV2K's RGB mean for three channels, else 0, if None.
-        upsampler: kind of head, see `hatlib.blocks.create_head`.
+        upsampler: the head: a registered name, `{name: options}`, a subclass of `hatlib.blocks.Head`, or an instance.
         resi_connection: convolution before each skip, '1conv', '3conv' or 'identity'.
         num_feat: channels of the head.
         use_checkpoint: the same as `set_grad_checkpointing()`.
@@ -75,10 +87,15 @@ class HAT(WindowModel):
   year      = {2023}
 }"""
 
+    tiny_args = dict(
+        embed_dim=12, depths=(2, 2), num_heads=(2, 2), window_size=8, squeeze_factor=4, compress_ratio=3, num_feat=8
+    )
+
     def __init__(
         self,
         upscale: int = 4,
         in_chans: int = 3,
+        *,
         out_chans: int | None = None,
         embed_dim: int = 180,
         depths: Sequence[int] = (6, 6, 6, 6, 6, 6),
@@ -94,11 +111,17 @@ class HAT(WindowModel):
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
-        norm_layer: Callable[..., nn.Module] = nn.LayerNorm,
+        norm_layer: Layer = nn.LayerNorm,
+        act_layer: Layer = nn.GELU,
+        attn_layer: Any = "window",
+        conv_layer: Callable[..., nn.Module] | None = None,
+        mlp_layer: Callable[..., nn.Module] = Mlp,
+        block_layer: Callable[..., nn.Module] | None = None,
+        overlap_layer: Callable[..., nn.Module] | None = None,
         patch_norm: bool = True,
         img_range: float = 1.0,
         mean: Sequence[float] | None = None,
-        upsampler: str = "pixelshuffle",
+        upsampler: Any = "pixelshuffle",
         resi_connection: str = "1conv",
         num_feat: int = 64,
         use_checkpoint: bool = False,
@@ -106,47 +129,57 @@ class HAT(WindowModel):
         img_size: int | Sequence[int] | None = None,
         patch_size: int = 1,
     ):
+        shared = dict(
+            qkv_bias=qkv_bias,
+            qk_scale=qk_scale,
+            mlp_ratio=mlp_ratio,
+            mlp_layer=mlp_layer,
+            act_layer=act_layer,
+            norm_layer=norm_layer,
+        )
+        block = partial(
+            HAB,
+            compress_ratio=compress_ratio,
+            squeeze_factor=squeeze_factor,
+            conv_scale=conv_scale,
+            drop=drop_rate,
+            attn_drop=attn_drop_rate,
+            attn_layer=attn_layer,
+            conv_layer=conv_layer,
+            **shared,
+        )
+        overlap = partial(OCAB, overlap_ratio=overlap_ratio, **shared)
         super().__init__(
-            upscale=upscale,
-            in_chans=in_chans,
-            out_chans=out_chans,
+            upscale,
+            in_chans,
             embed_dim=embed_dim,
             depths=depths,
             num_heads=num_heads,
             window_size=window_size,
+            group=partial(
+                RHAG,
+                embed_dim,
+                window_size=window_size,
+                resi_connection=resi_connection,
+                block_layer=block_layer or block,
+                overlap_layer=overlap_layer or overlap,
+            ),
             drop_rate=drop_rate,
             drop_path_rate=drop_path_rate,
             norm_layer=norm_layer,
             patch_norm=patch_norm,
+            ape=ape,
+            patch_size=patch_size,
+            out_chans=out_chans,
             img_range=img_range,
             mean=mean,
             upsampler=upsampler,
-            resi_connection=resi_connection,
             num_feat=num_feat,
+            resi_connection=resi_connection,
             use_checkpoint=use_checkpoint,
-            ape=ape,
-            patch_size=patch_size,
-            group=lambda depth, heads, rates: RHAG(
-                embed_dim,
-                depth,
-                heads,
-                window_size,
-                compress_ratio,
-                squeeze_factor,
-                conv_scale,
-                overlap_ratio,
-                mlp_ratio,
-                qkv_bias,
-                qk_scale,
-                drop_rate,
-                attn_drop_rate,
-                rates,
-                norm_layer,
-                resi_connection,
-            ),
         )
         self.overlap_ratio = overlap_ratio
-        self.trunk_maps = 9 + 2 / compress_ratio
+        self.trunk_maps = 7.6 + 2 / compress_ratio
 
     def published_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The weights with the index buffers that the official code stores, and by which others detect HAT."""
@@ -191,21 +224,111 @@ def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
 
 
 # The published sizes (journal version, table 2), and a tiny one of ours that a laptop can train and run.
-_SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "hat_t": dict(embed_dim=48, depths=(3, 3), num_heads=(2, 2), compress_ratio=3, squeeze_factor=12, num_feat=32),
     "hat_s": dict(embed_dim=144, depths=(6,) * 6, num_heads=(6,) * 6, compress_ratio=24, squeeze_factor=24),
     "hat": dict(embed_dim=180, depths=(6,) * 6, num_heads=(6,) * 6, compress_ratio=3, squeeze_factor=30),
     "hat_l": dict(embed_dim=180, depths=(6,) * 12, num_heads=(6,) * 12, compress_ratio=3, squeeze_factor=30),
 }
-_SCALES = {"hat_t": (2, 4), "hat_s": (1, 2, 3, 4, 8), "hat": (1, 2, 3, 4, 8), "hat_l": (1, 2, 3, 4, 8)}
 
-pretrained = published  # which `register_model` reads
 
-# What shrinks any of the models above for tests that go through the whole registry.
-tiny_overrides: dict[str, Any] = dict(
-    embed_dim=12, depths=(2, 2), num_heads=(2, 2), window_size=8, squeeze_factor=4, compress_ratio=3, num_feat=8
-)
+@register_model(HAT, SIZES["hat_t"], weights=WEIGHTS)
+def hat_t_x2(pretrained: bool = False, **kwargs: Any) -> HAT:
+    """HAT-T, a tiny size of ours at x2; `**kwargs` are constructor arguments of `HAT`."""
+    return build_model("hat_t_x2", pretrained, **kwargs)
 
-for _size, _scales in _SCALES.items():
-    for _scale in _scales:
-        globals()[f"{_size}_x{_scale}"] = register_arch(HAT, _size, _scale, _SIZES[_size], _size.upper())
+
+@register_model(HAT, SIZES["hat_t"], weights=WEIGHTS)
+def hat_t_x4(pretrained: bool = False, **kwargs: Any) -> HAT:
+    """HAT-T, a tiny size of ours at x4; `**kwargs` are constructor arguments of `HAT`."""
+    return build_model("hat_t_x4", pretrained, **kwargs)
+
+
+@register_model(HAT, SIZES["hat_s"], weights=WEIGHTS)
+def hat_s_x1(pretrained: bool = False, **kwargs: Any) -> HAT:
+    """HAT-S at x1; `**kwargs` are constructor arguments of `HAT`."""
+    return build_model("hat_s_x1", pretrained, **kwargs)
+
+
+@register_model(HAT, SIZES["hat_s"], weights=WEIGHTS)
+def hat_s_x2(pretrained: bool = False, **kwargs: Any) -> HAT:
+    """HAT-S at x2; `**kwargs` are constructor arguments of `HAT`."""
+    return build_model("hat_s_x2", pretrained, **kwargs)
+
+
+@register_model(HAT, SIZES["hat_s"], weights=WEIGHTS)
+def hat_s_x3(pretrained: bool = False, **kwargs: Any) -> HAT:
+    """HAT-S at x3; `**kwargs` are constructor arguments of `HAT`."""
+    return build_model("hat_s_x3", pretrained, **kwargs)
+
+
+@register_model(HAT, SIZES["hat_s"], weights=WEIGHTS)
+def hat_s_x4(pretrained: bool = False, **kwargs: Any) -> HAT:
+    """HAT-S at x4; `**kwargs` are constructor arguments of `HAT`."""
+    return build_model("hat_s_x4", pretrained, **kwargs)
+
+
+@register_model(HAT, SIZES["hat_s"], weights=WEIGHTS)
+def hat_s_x8(pretrained: bool = False, **kwargs: Any) -> HAT:
+    """HAT-S at x8; `**kwargs` are constructor arguments of `HAT`."""
+    return build_model("hat_s_x8", pretrained, **kwargs)
+
+
+@register_model(HAT, SIZES["hat"], weights=WEIGHTS)
+def hat_x1(pretrained: bool = False, **kwargs: Any) -> HAT:
+    """HAT at x1; `**kwargs` are constructor arguments of `HAT`."""
+    return build_model("hat_x1", pretrained, **kwargs)
+
+
+@register_model(HAT, SIZES["hat"], weights=WEIGHTS)
+def hat_x2(pretrained: bool = False, **kwargs: Any) -> HAT:
+    """HAT at x2; `**kwargs` are constructor arguments of `HAT`."""
+    return build_model("hat_x2", pretrained, **kwargs)
+
+
+@register_model(HAT, SIZES["hat"], weights=WEIGHTS)
+def hat_x3(pretrained: bool = False, **kwargs: Any) -> HAT:
+    """HAT at x3; `**kwargs` are constructor arguments of `HAT`."""
+    return build_model("hat_x3", pretrained, **kwargs)
+
+
+@register_model(HAT, SIZES["hat"], weights=WEIGHTS)
+def hat_x4(pretrained: bool = False, **kwargs: Any) -> HAT:
+    """HAT at x4; `**kwargs` are constructor arguments of `HAT`."""
+    return build_model("hat_x4", pretrained, **kwargs)
+
+
+@register_model(HAT, SIZES["hat"], weights=WEIGHTS)
+def hat_x8(pretrained: bool = False, **kwargs: Any) -> HAT:
+    """HAT at x8; `**kwargs` are constructor arguments of `HAT`."""
+    return build_model("hat_x8", pretrained, **kwargs)
+
+
+@register_model(HAT, SIZES["hat_l"], weights=WEIGHTS)
+def hat_l_x1(pretrained: bool = False, **kwargs: Any) -> HAT:
+    """HAT-L at x1; `**kwargs` are constructor arguments of `HAT`."""
+    return build_model("hat_l_x1", pretrained, **kwargs)
+
+
+@register_model(HAT, SIZES["hat_l"], weights=WEIGHTS)
+def hat_l_x2(pretrained: bool = False, **kwargs: Any) -> HAT:
+    """HAT-L at x2; `**kwargs` are constructor arguments of `HAT`."""
+    return build_model("hat_l_x2", pretrained, **kwargs)
+
+
+@register_model(HAT, SIZES["hat_l"], weights=WEIGHTS)
+def hat_l_x3(pretrained: bool = False, **kwargs: Any) -> HAT:
+    """HAT-L at x3; `**kwargs` are constructor arguments of `HAT`."""
+    return build_model("hat_l_x3", pretrained, **kwargs)
+
+
+@register_model(HAT, SIZES["hat_l"], weights=WEIGHTS)
+def hat_l_x4(pretrained: bool = False, **kwargs: Any) -> HAT:
+    """HAT-L at x4; `**kwargs` are constructor arguments of `HAT`."""
+    return build_model("hat_l_x4", pretrained, **kwargs)
+
+
+@register_model(HAT, SIZES["hat_l"], weights=WEIGHTS)
+def hat_l_x8(pretrained: bool = False, **kwargs: Any) -> HAT:
+    """HAT-L at x8; `**kwargs` are constructor arguments of `HAT`."""
+    return build_model("hat_l_x8", pretrained, **kwargs)

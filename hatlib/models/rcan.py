@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from hatlib.blocks import ResidualGroup
+from hatlib.blocks import RCAB, ResidualGroup, residual_conv
+from hatlib.detection import register_detector
 from hatlib.models._conv import BASICSR, ORIGINAL, ConvModel, detect_ends
 from hatlib.models._keys import KeyTable
 from hatlib.models._mean_shift import is_mean_shift
-from hatlib.models.build import register_arch
+from hatlib.models.build import build_model
 from hatlib.models.detect import count_modules, reduction_ratio
-from hatlib.registry import register_detector
+from hatlib.networks import register_model
 
 __all__ = ["RCAN"]
 
@@ -54,7 +55,7 @@ class RCAN(ConvModel):
         res_scale: weight of each block's branch.
         img_range: factor by which the image is multiplied inside.
         mean: subtracted before and added after; DIV2K's RGB mean for three channels, else 0, if None.
-        upsampler: kind of head, see `hatlib.blocks.create_head`.
+        upsampler: the head: a registered name, `{name: options}`, a subclass of `hatlib.blocks.Head`, or an instance.
         use_checkpoint: the same as `set_grad_checkpointing()`.
         num_in_ch: BasicSR's name of `in_chans`.
         num_out_ch: BasicSR's name of `out_chans`.
@@ -72,10 +73,13 @@ class RCAN(ConvModel):
   year      = {2018}
 }"""
 
+    tiny_args = dict(num_feat=8, num_group=2, num_block=2, squeeze_factor=4)
+
     def __init__(
         self,
         upscale: int = 4,
         in_chans: int = 3,
+        *,
         out_chans: int | None = None,
         num_feat: int = 64,
         num_group: int = 10,
@@ -84,15 +88,15 @@ class RCAN(ConvModel):
         res_scale: float = 1.0,
         img_range: float = 255.0,
         mean: Sequence[float] | None = None,
-        upsampler: str = "pixelshuffle+conv",
+        upsampler: Any = "pixelshuffle+conv",
         use_checkpoint: bool = False,
         num_in_ch: int | None = None,
         num_out_ch: int | None = None,
         rgb_mean: Sequence[float] | None = None,
     ):
         super().__init__(
-            upscale=upscale,
-            in_chans=in_chans,
+            upscale,
+            in_chans,
             out_chans=out_chans,
             num_feat=num_feat,
             img_range=img_range,
@@ -102,7 +106,14 @@ class RCAN(ConvModel):
             num_in_ch=num_in_ch,
             num_out_ch=num_out_ch,
             rgb_mean=rgb_mean,
-            layers=[ResidualGroup(num_feat, num_block, squeeze_factor, res_scale) for _ in range(num_group)],
+            layers=[
+                ResidualGroup(
+                    [RCAB(num_feat, squeeze_factor, res_scale=res_scale) for _ in range(num_block)],
+                    residual_conv(num_feat, "1conv"),
+                    layout="NCHW",
+                )
+                for _ in range(num_group)
+            ],
         )
 
 
@@ -125,8 +136,25 @@ def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
     )
 
 
-# What shrinks any of the models below for tests that go through the whole registry.
-tiny_overrides: dict[str, Any] = dict(num_feat=8, num_group=2, num_block=2, squeeze_factor=4)
+@register_model(RCAN)
+def rcan_x2(pretrained: bool = False, **kwargs: Any) -> RCAN:
+    """RCAN at x2; `**kwargs` are constructor arguments of `RCAN`."""
+    return build_model("rcan_x2", pretrained, **kwargs)
 
-for _scale in (2, 3, 4, 8):
-    globals()[f"rcan_x{_scale}"] = register_arch(RCAN, "rcan", _scale, {}, "RCAN")
+
+@register_model(RCAN)
+def rcan_x3(pretrained: bool = False, **kwargs: Any) -> RCAN:
+    """RCAN at x3; `**kwargs` are constructor arguments of `RCAN`."""
+    return build_model("rcan_x3", pretrained, **kwargs)
+
+
+@register_model(RCAN)
+def rcan_x4(pretrained: bool = False, **kwargs: Any) -> RCAN:
+    """RCAN at x4; `**kwargs` are constructor arguments of `RCAN`."""
+    return build_model("rcan_x4", pretrained, **kwargs)
+
+
+@register_model(RCAN)
+def rcan_x8(pretrained: bool = False, **kwargs: Any) -> RCAN:
+    """RCAN at x8; `**kwargs` are constructor arguments of `RCAN`."""
+    return build_model("rcan_x8", pretrained, **kwargs)

@@ -5,15 +5,20 @@ task. Parameter names are the published ones.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import torch
+from timm.layers import Mlp
 from torch import Tensor, nn
 
-from hatlib.blocks import RSTB, WindowAttention, relative_position_index
-from hatlib.blocks.window import shifted_window_regions, window_kinds
+from hatlib.blocks import RSTB, STL, WindowAttention, relative_position_index
+from hatlib.blocks.group import Layer
+from hatlib.blocks.window import shifted_window_mask, shifted_window_regions, window_kinds
+from hatlib.detection import register_detector
 from hatlib.models._weights import on_benchmarks
 from hatlib.models._window import WindowModel
-from hatlib.models.build import register_arch
+from hatlib.models.build import build_model
 from hatlib.models.detect import (
     count_modules,
     detect_head,
@@ -22,7 +27,7 @@ from hatlib.models.detect import (
     reject_ape,
     table_span,
 )
-from hatlib.registry import Weights, register_detector
+from hatlib.networks import Weights, register_model
 
 __all__ = ["SwinIR"]
 
@@ -47,11 +52,17 @@ class SwinIR(WindowModel):
         drop_rate: dropout of features, in the MLPs and after attention.
         attn_drop_rate: dropout of attention weights.
         drop_path_rate: stochastic depth of the last STL; rises linearly from 0 over all STLs.
-        norm_layer: called with C.
+        norm_layer: called with C; a class or a name of timm.
+        act_layer: activation of the MLPs; a class or a name of timm.
+        attn_layer: attention of the STLs: a registered name, `{name: options}`, or a class. `qkv_bias`, `qk_scale` and
+            `attn_drop_rate` belong to the built-in 'window'.
+        mlp_layer: MLP of the STLs, called as timm's `Mlp`.
+        block_layer: called with `dim=, num_heads=, window_size=, shift_size=, drop_path=` for each block, in place of
+            STL; the arguments of STL above then have no effect.
         patch_norm: whether the shallow features are normalized before the first group.
         img_range: factor by which the image is multiplied inside; 255 for JPEG artifacts.
         mean: subtracted before and added after; DIV2K's RGB mean for three channels, else 0, if None.
-        upsampler: kind of head, see `hatlib.blocks.create_head`.
+        upsampler: the head: a registered name, `{name: options}`, a subclass of `hatlib.blocks.Head`, or an instance.
         resi_connection: convolution before each skip, '1conv', '3conv' or 'identity'.
         num_feat: channels of the head.
         use_checkpoint: the same as `set_grad_checkpointing()`.
@@ -72,10 +83,13 @@ class SwinIR(WindowModel):
   year      = {2021}
 }"""
 
+    tiny_args = dict(embed_dim=12, depths=(2, 2), num_heads=(2, 2), num_feat=8)
+
     def __init__(
         self,
         upscale: int = 4,
         in_chans: int = 3,
+        *,
         out_chans: int | None = None,
         embed_dim: int = 180,
         depths: Sequence[int] = (6, 6, 6, 6, 6, 6),
@@ -87,11 +101,15 @@ class SwinIR(WindowModel):
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
-        norm_layer: Callable[..., nn.Module] = nn.LayerNorm,
+        norm_layer: Layer = nn.LayerNorm,
+        act_layer: Layer = nn.GELU,
+        attn_layer: Any = "window",
+        mlp_layer: Callable[..., nn.Module] = Mlp,
+        block_layer: Callable[..., nn.Module] | None = None,
         patch_norm: bool = True,
         img_range: float = 1.0,
         mean: Sequence[float] | None = None,
-        upsampler: str = "pixelshuffle",
+        upsampler: Any = "pixelshuffle",
         resi_connection: str = "1conv",
         num_feat: int = 64,
         use_checkpoint: bool = False,
@@ -99,40 +117,45 @@ class SwinIR(WindowModel):
         img_size: int | Sequence[int] | None = None,
         patch_size: int = 1,
     ):
+        block = partial(
+            STL,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            qk_scale=qk_scale,
+            drop=drop_rate,
+            attn_drop=attn_drop_rate,
+            attn_layer=attn_layer,
+            mlp_layer=mlp_layer,
+            act_layer=act_layer,
+            norm_layer=norm_layer,
+        )
         super().__init__(
-            upscale=upscale,
-            in_chans=in_chans,
-            out_chans=out_chans,
+            upscale,
+            in_chans,
             embed_dim=embed_dim,
             depths=depths,
             num_heads=num_heads,
             window_size=window_size,
+            group=partial(
+                RSTB,
+                embed_dim,
+                window_size=window_size,
+                resi_connection=resi_connection,
+                block_layer=block_layer or block,
+            ),
             drop_rate=drop_rate,
             drop_path_rate=drop_path_rate,
             norm_layer=norm_layer,
             patch_norm=patch_norm,
+            ape=ape,
+            patch_size=patch_size,
+            out_chans=out_chans,
             img_range=img_range,
             mean=mean,
             upsampler=upsampler,
-            resi_connection=resi_connection,
             num_feat=num_feat,
+            resi_connection=resi_connection,
             use_checkpoint=use_checkpoint,
-            ape=ape,
-            patch_size=patch_size,
-            group=lambda depth, heads, rates: RSTB(
-                embed_dim,
-                depth,
-                heads,
-                window_size,
-                mlp_ratio,
-                qkv_bias,
-                qk_scale,
-                drop_rate,
-                attn_drop_rate,
-                rates,
-                norm_layer,
-                resi_connection,
-            ),
         )
         self.img_size = img_size
 
@@ -148,9 +171,8 @@ class SwinIR(WindowModel):
                 if module.shift_size:
                     # A map of one window would not be shifted at all.
                     kinds = window_kinds(max(2, height // w), max(2, width // w)).flatten()
-                    regions = shifted_window_regions(w, module.shift_size)[kinds]
-                    apart = (regions[:, :, None] != regions[:, None, :]).float()
-                    published[f"{name.removesuffix('.attn')}.attn_mask"] = -100.0 * apart
+                    mask = shifted_window_mask(shifted_window_regions(w, module.shift_size), torch.float32)
+                    published[f"{name.removesuffix('.attn')}.attn_mask"] = mask[kinds]
         return published
 
 
@@ -194,7 +216,7 @@ def _published(file: str, sha256: str, **facts: Any) -> Weights:
 _GAN = "For photos as they come: noise, blur and JPEG artifacts; trained with a GAN, so details are invented."
 
 # By arch.tag; the first tag of an arch is its default.
-pretrained: dict[str, Weights] = {
+WEIGHTS: dict[str, Weights] = {
     "swinir_s_x2.div2k": _published(
         "002_lightweightSR_DIV2K_s64w8_SwinIR-S_x2.pth",
         "193b229909ca89cd8b55de9c9e7fce146ae759d59dfcd78d8feb9dd1d6fa0fd7",
@@ -210,46 +232,124 @@ pretrained: dict[str, Weights] = {
         "003_realSR_BSRGAN_DFO_s64w8_SwinIR-M_x2_GAN.pth",
         "f397408977a3e07eb06afb7238d453a12ef35ebab7328a54241f307860dbe342",
         training_data="DIV2K, Flickr2K and OST, degraded as in BSRGAN",
+        degradation="real",
+        gan=True,
         note=_GAN,
     ),
     "swinir_m_real_x4.gan": _published(
         "003_realSR_BSRGAN_DFO_s64w8_SwinIR-M_x4_GAN.pth",
         "b9afb61e65e04eb7f8aba5095d070bbe9af28df76acd0c9405aeb33b814bcfc6",
         training_data="DIV2K, Flickr2K and OST, degraded as in BSRGAN",
+        degradation="real",
+        gan=True,
         note=_GAN,
     ),
     "swinir_l_real_x4.gan": _published(
         "003_realSR_BSRGAN_DFOWMFC_s64w8_SwinIR-L_x4_GAN.pth",
         "99adfa91350a84c99e946c1eb3d8fce34bc28f57d807b09dc8fe40a316328c0a",
         training_data="DIV2K, Flickr2K, OST, WED, FFHQ, Manga109 and SCUT-CTW1500, degraded as in BSRGAN",
+        degradation="real",
+        gan=True,
         note=_GAN,
     ),
 }
 
-_S: dict[str, Any] = dict(embed_dim=60, depths=(6,) * 4, num_heads=(6,) * 4, upsampler="pixelshuffledirect")
 _M: dict[str, Any] = dict(embed_dim=180, depths=(6,) * 6, num_heads=(6,) * 6)
 _L: dict[str, Any] = dict(embed_dim=240, depths=(6,) * 9, num_heads=(8,) * 9, resi_connection="3conv")
-_REAL = dict(upsampler="nearest+conv")
-_SAME_SIZE = dict(upsampler="")
-_JPEG = dict(upsampler="", window_size=7, img_range=255.0)
+_JPEG: dict[str, Any] = dict(upsampler="", window_size=7, img_range=255.0)
 
-# The published networks (section 4.1 and the official configurations): name, task, scales, arguments.
-_NETWORKS: list[tuple[str, str, tuple[int, ...], dict[str, Any]]] = [
-    ("swinir_s", "sr", (2, 3, 4), _S),
-    ("swinir_m", "sr", (2, 3, 4, 8), _M),
-    ("swinir_m_real", "real", (2, 4), {**_M, **_REAL}),
-    ("swinir_l_real", "real", (4,), {**_L, **_REAL}),
-    ("swinir_m_denoise_gray", "denoise_gray", (1,), {**_M, **_SAME_SIZE, "in_chans": 1}),
-    ("swinir_m_denoise_color", "denoise_color", (1,), {**_M, **_SAME_SIZE}),
-    ("swinir_m_jpeg_gray", "jpeg_gray", (1,), {**_M, **_JPEG, "in_chans": 1}),
-    ("swinir_m_jpeg_color", "jpeg_color", (1,), {**_M, **_JPEG}),
-]
+# The published networks (section 4.1 and the official configurations).
+SIZES: dict[str, dict[str, Any]] = {
+    "swinir_s": dict(embed_dim=60, depths=(6,) * 4, num_heads=(6,) * 4, upsampler="pixelshuffledirect"),
+    "swinir_m": _M,
+    "swinir_m_real": {**_M, "upsampler": "nearest+conv"},
+    "swinir_l_real": {**_L, "upsampler": "nearest+conv"},
+    "swinir_m_denoise_gray": {**_M, "upsampler": "", "in_chans": 1},
+    "swinir_m_denoise_color": {**_M, "upsampler": ""},
+    "swinir_m_jpeg_gray": {**_M, **_JPEG, "in_chans": 1},
+    "swinir_m_jpeg_color": {**_M, **_JPEG},
+}
 
-# What shrinks any of the models above for tests that go through the whole registry.
-tiny_overrides: dict[str, Any] = dict(embed_dim=12, depths=(2, 2), num_heads=(2, 2), num_feat=8)
 
-for _name, _task, _scales, _arguments in _NETWORKS:
-    for _scale in _scales:
-        globals()[f"{_name}_x{_scale}"] = register_arch(
-            SwinIR, _name, _scale, _arguments, f"SwinIR for the task {_task!r}", _task
-        )
+@register_model(SwinIR, SIZES["swinir_s"], weights=WEIGHTS)
+def swinir_s_x2(pretrained: bool = False, **kwargs: Any) -> SwinIR:
+    """Lightweight SwinIR at x2; `**kwargs` are constructor arguments of `SwinIR`."""
+    return build_model("swinir_s_x2", pretrained, **kwargs)
+
+
+@register_model(SwinIR, SIZES["swinir_s"], weights=WEIGHTS)
+def swinir_s_x3(pretrained: bool = False, **kwargs: Any) -> SwinIR:
+    """Lightweight SwinIR at x3; `**kwargs` are constructor arguments of `SwinIR`."""
+    return build_model("swinir_s_x3", pretrained, **kwargs)
+
+
+@register_model(SwinIR, SIZES["swinir_s"], weights=WEIGHTS)
+def swinir_s_x4(pretrained: bool = False, **kwargs: Any) -> SwinIR:
+    """Lightweight SwinIR at x4; `**kwargs` are constructor arguments of `SwinIR`."""
+    return build_model("swinir_s_x4", pretrained, **kwargs)
+
+
+@register_model(SwinIR, SIZES["swinir_m"], weights=WEIGHTS)
+def swinir_m_x2(pretrained: bool = False, **kwargs: Any) -> SwinIR:
+    """Classical SwinIR at x2; `**kwargs` are constructor arguments of `SwinIR`."""
+    return build_model("swinir_m_x2", pretrained, **kwargs)
+
+
+@register_model(SwinIR, SIZES["swinir_m"], weights=WEIGHTS)
+def swinir_m_x3(pretrained: bool = False, **kwargs: Any) -> SwinIR:
+    """Classical SwinIR at x3; `**kwargs` are constructor arguments of `SwinIR`."""
+    return build_model("swinir_m_x3", pretrained, **kwargs)
+
+
+@register_model(SwinIR, SIZES["swinir_m"], weights=WEIGHTS)
+def swinir_m_x4(pretrained: bool = False, **kwargs: Any) -> SwinIR:
+    """Classical SwinIR at x4; `**kwargs` are constructor arguments of `SwinIR`."""
+    return build_model("swinir_m_x4", pretrained, **kwargs)
+
+
+@register_model(SwinIR, SIZES["swinir_m"], weights=WEIGHTS)
+def swinir_m_x8(pretrained: bool = False, **kwargs: Any) -> SwinIR:
+    """Classical SwinIR at x8; `**kwargs` are constructor arguments of `SwinIR`."""
+    return build_model("swinir_m_x8", pretrained, **kwargs)
+
+
+@register_model(SwinIR, SIZES["swinir_m_real"], weights=WEIGHTS, task="real")
+def swinir_m_real_x2(pretrained: bool = False, **kwargs: Any) -> SwinIR:
+    """Real-world SwinIR, medium at x2; `**kwargs` are constructor arguments of `SwinIR`."""
+    return build_model("swinir_m_real_x2", pretrained, **kwargs)
+
+
+@register_model(SwinIR, SIZES["swinir_m_real"], weights=WEIGHTS, task="real")
+def swinir_m_real_x4(pretrained: bool = False, **kwargs: Any) -> SwinIR:
+    """Real-world SwinIR, medium at x4; `**kwargs` are constructor arguments of `SwinIR`."""
+    return build_model("swinir_m_real_x4", pretrained, **kwargs)
+
+
+@register_model(SwinIR, SIZES["swinir_l_real"], weights=WEIGHTS, task="real")
+def swinir_l_real_x4(pretrained: bool = False, **kwargs: Any) -> SwinIR:
+    """Real-world SwinIR, large at x4; `**kwargs` are constructor arguments of `SwinIR`."""
+    return build_model("swinir_l_real_x4", pretrained, **kwargs)
+
+
+@register_model(SwinIR, SIZES["swinir_m_denoise_gray"], weights=WEIGHTS, task="denoise_gray")
+def swinir_m_denoise_gray_x1(pretrained: bool = False, **kwargs: Any) -> SwinIR:
+    """SwinIR for noise in gray images; `**kwargs` are constructor arguments of `SwinIR`."""
+    return build_model("swinir_m_denoise_gray_x1", pretrained, **kwargs)
+
+
+@register_model(SwinIR, SIZES["swinir_m_denoise_color"], weights=WEIGHTS, task="denoise_color")
+def swinir_m_denoise_color_x1(pretrained: bool = False, **kwargs: Any) -> SwinIR:
+    """SwinIR for noise in color images; `**kwargs` are constructor arguments of `SwinIR`."""
+    return build_model("swinir_m_denoise_color_x1", pretrained, **kwargs)
+
+
+@register_model(SwinIR, SIZES["swinir_m_jpeg_gray"], weights=WEIGHTS, task="jpeg_gray")
+def swinir_m_jpeg_gray_x1(pretrained: bool = False, **kwargs: Any) -> SwinIR:
+    """SwinIR for JPEG artifacts in gray images; `**kwargs` are constructor arguments of `SwinIR`."""
+    return build_model("swinir_m_jpeg_gray_x1", pretrained, **kwargs)
+
+
+@register_model(SwinIR, SIZES["swinir_m_jpeg_color"], weights=WEIGHTS, task="jpeg_color")
+def swinir_m_jpeg_color_x1(pretrained: bool = False, **kwargs: Any) -> SwinIR:
+    """SwinIR for JPEG artifacts in color images; `**kwargs` are constructor arguments of `SwinIR`."""
+    return build_model("swinir_m_jpeg_color_x1", pretrained, **kwargs)

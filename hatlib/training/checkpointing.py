@@ -37,12 +37,16 @@ __all__ = [
 FORMAT = 1
 STATE = "state.pt"
 
-FREE = ("out", "note", "recipe_batch", "device", "data.workers", "data.cache", "data.hr", "data.lr", "data.files")
-"""What a run may change when it goes on, beside the sections `val`, `save` and `log`: nothing that it computes. Where
-the data lie may change, since their number and names are compared."""
-
-SPEED = ("model.init", "model.interpolate", "model.compile", "model.compile_backend", "train.max_skipped")
-"""What is over when a run goes on, and what makes no other result up to the last digits."""
+RESUMABLE_CHANGES = {
+    *("out", "note", "recipe_batch", "device", "data.workers", "data.cache"),
+    # Where the images are: their number, names and sizes are compared instead.
+    *("data.hr", "data.lr", "data.files"),
+    # What only matters at the start of a run, and what changes results in the last digits alone.
+    *("model.init", "model.interpolate", "model.compile", "model.compile_backend", "train.max_skipped"),
+    # How patches are divided into steps: the patches per update are compared instead.
+    *("train.batch", "train.accumulation"),
+}
+"""Settings that may change on resume, in addition to the sections `val`, `save` and `log`."""
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
@@ -165,9 +169,7 @@ def check_resumable(config: Config, facts: Mapping[str, Any], state: Mapping[str
     except ValidationError as error:
         raise HatlibError(f"The checkpoint '{path}' is of another version of hatlib, with other keys.") from error
     now = flatten(config.model_dump(mode="json"))
-    free = {*FREE, *SPEED, "train.batch", "train.accumulation"}  # of these the product is compared, among the facts
-    if config.train.schedule != "cosine":
-        free.add("train.updates")
+    free = RESUMABLE_CHANGES | (set() if config.train.schedule == "cosine" else {"train.updates"})
     keys = [k for k in now if k not in free and k.split(".")[0] not in ("val", "save", "log")]
     changes = [f"{k} was {before.get(k)!r} and is {now[k]!r}" for k in keys if before.get(k) != now[k]]
     known = state["facts"]

@@ -6,7 +6,7 @@ import hashlib
 
 from hatlib.data import ImagePairs, TrainingPatches, open_benchmarks
 from hatlib.errors import HatlibError
-from hatlib.registry import model_info
+from hatlib.networks import model_info
 from hatlib.training.config import Config
 
 __all__ = ["fingerprint", "scale_of", "training_patches", "validation_data"]

@@ -37,8 +37,8 @@ def save_final_model(
     """
     target = config.folder / "model"
     saved = deepcopy(model)
-    if config.save.half:
-        saved = saved.half().float()  # what is measured is what is written
+    if config.save.half:  # what is measured is what is written; buffers that are not saved keep their precision
+        saved.load_state_dict({k: v.half().float() for k, v in saved.state_dict().items()})
     metrics: Metrics = {}
     if val:
         rows = [Candidate("model", saved)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import random
 from collections.abc import Mapping, Sequence
@@ -15,12 +14,14 @@ from torch import nn
 from hatlib.atomic import write_text
 from hatlib.checkpoint import WEIGHT_SUFFIXES, load_detected
 from hatlib.data import ImagePairs
+from hatlib.detection import find_arch
 from hatlib.errors import HatlibError
 from hatlib.evaluation import Candidate, Evaluation, evaluate
 from hatlib.evaluation.sheet import draw_sheet, sheet_rows
 from hatlib.hub import PretrainedModel
 from hatlib.hub.arguments import encode
-from hatlib.registry import find_arch, model_info, split_name, to_tuples
+from hatlib.networks import model_info, split_name
+from hatlib.registry import constructor_parameters, to_tuples
 from hatlib.training.config import Config, load_config
 from hatlib.training.data import validation_data
 from hatlib.training.initialization import initial_model
@@ -165,7 +166,7 @@ def _arch_and_args(cls: type[nn.Module], arguments: Mapping[str, Any]) -> tuple[
     arch, _ = find_arch(cls, arguments, getattr(cls, "training_only_args", ()))
     if not arch or model_info(arch).scale != arguments["upscale"]:
         raise HatlibError(f"There is no {cls.__name__} of scale x{arguments['upscale']} among hatlib.list_models().")
-    own = {p.name: p.default for p in inspect.signature(cls).parameters.values()} | dict(model_info(arch).model_args)
+    own = {n: p.default for n, p in constructor_parameters(cls).items()} | dict(model_info(arch).model_args)
     return arch, {
         name: encode(value, name)
         for name, value in arguments.items()

@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from hatlib.blocks.heads import known_names
 from hatlib.checkpoint import WEIGHT_SUFFIXES, conflicting_arguments, format_arguments, load_state_dict, read_state_dict
 from hatlib.errors import HatlibError
 from hatlib.hub.download import fetch_weights
 from hatlib.hub.repository import weights_file
 from hatlib.load import create_model
-from hatlib.registry import model_info
+from hatlib.networks import model_info
 from hatlib.training.config import ModelConfig
 
 __all__ = ["init_as_interpolation", "initial_model"]
@@ -50,18 +51,19 @@ def _load(model: nn.Module, init: str) -> str:
         if info.weights is None:
             raise HatlibError(f"There are no pretrained weights for {init!r} to start from (model.init).")
         file = fetch_weights(info.weights)
-    own, published = dict(getattr(model, "_arguments", {})), read_state_dict(file)
+    published = read_state_dict(file)
+    conflicts = conflicting_arguments(model, file, published)
     weights = model.convert_state_dict(published)
     report = load_state_dict(model, weights, init, strict=False, adapt=True)
-    head = tuple(model.get_head()) if hasattr(model, "get_head") else ()
+    head = (*getattr(model, "head_names", ()), *known_names())
     differing = (*report.missing, *report.mismatched, *report.unexpected)
-    if odd := [name for name in differing if not name.startswith((*head, "conv_up"))]:
+    if odd := [name for name in differing if name.partition(".")[0] not in head]:
         raise HatlibError(
             f"{init!r} (model.init) does not fit {type(model).__name__} as it was configured, beyond its head: "
             f"{len(odd)} parameters, such as {odd[0]}. Start from weights of the same size."
         )
     # The mean comes along with the weights.
-    others = {n: v for n, v in conflicting_arguments(model, own, file, published).items() if n != "mean"}
+    others = {n: v for n, v in conflicts.items() if n != "mean"}
     if others:
         raise HatlibError(
             f"{init!r} (model.init) is for a network with {format_arguments(others)}, which its weights alone do "
