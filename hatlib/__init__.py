@@ -3,7 +3,7 @@
 from hatlib import models
 from hatlib.detection import register_detector
 from hatlib.errors import HatlibError
-from hatlib.load import create_model, load_checkpoint
+from hatlib.load import create_model, load
 from hatlib.networks import ModelInfo, Weights, list_models, model_info, register_model
 from hatlib.registry import discover_plugins, register_attention, register_head
 from hatlib.version import __version__
@@ -15,7 +15,7 @@ __all__ = [
     "__version__",
     "create_model",
     "list_models",
-    "load_checkpoint",
+    "load",
     "model_info",
     "models",
     "register_attention",

@@ -220,7 +220,7 @@ def load_weights(
     if conflicts:
         warnings.warn(
             f"{Path(path).name} is for a network with {format_arguments(conflicts)}, but the model has {own}; "
-            "load_checkpoint reads them from the file.",
+            "hatlib.load reads them from the file.",
             stacklevel=2,
         )
     return report
@@ -328,7 +328,7 @@ def load_detected(
     found = None if "architecture" in header else detect(state_dict)
     if found is None and "architecture" not in header:
         raise UnknownArchitectureError(
-            f"{str(path)!r} does not belong to an architecture of hatlib; hatlib.load_checkpoint loads it if spandrel "
+            f"{str(path)!r} does not belong to an architecture of hatlib; hatlib.load loads it if spandrel "
             "knows the architecture."
         )
     recorded = header.get("model_args", {})
@@ -351,7 +351,7 @@ def load_detected(
     if assumed and sha256(path) not in known_hashes():
         warnings.warn(
             f"{Path(path).name} does not record {', '.join(assumed)}: taken as {format_arguments(assumed)}. If it was "
-            "trained with other values, pass them to load_checkpoint.",
+            "trained with other values, pass them to hatlib.load.",
             stacklevel=3,
         )
     return model.eval(), report.dtype

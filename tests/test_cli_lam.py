@@ -13,11 +13,12 @@ from PIL import Image as PILImage
 
 import hatlib
 from hatlib.analysis import draw_lam, lam
-from hatlib.analysis.comparison import Bicubic, load_input, mean_ranks
+from hatlib.analysis.comparison import load_input, mean_ranks
 from hatlib.analysis.figure import lam_figure
 from hatlib.cli import main
 from hatlib.data import imresize, read_rgb
 from hatlib.imageio import read_image
+from hatlib.models import Bicubic
 
 NETWORKS = """
 import torch
@@ -275,7 +276,7 @@ def test_figure(tmp_path):
         (["Four/ant.png", "--scale", "3"], ["wide"], "wide is x2, and --scale 3"),
         (["Four/ant.png", "--scale", "3"], ["silent"], "enlarges by 2, and not by 3"),
         (["Four/ant.png"], ["liar"], "enlarges by 2, and not by 3"),
-        (["Four/ant.png"], ["silent"], "does not tell its scale"),
+        (["Four/ant.png"], ["silent"], "does not declare its scale"),
         (["Four/ant.png", "--crop", "0"], ["wide"], "--crop"),
         (["Four/ant.png", "--alpha", "2"], ["wide"], "--alpha"),
         (["Four/ant.png", "--device", "toaster"], ["wide"], "Cannot use the device 'toaster'"),

@@ -66,14 +66,14 @@ def test_saved_directory_in_transformers(name):
 def test_weights_with_a_header(name):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".* does not record")  # it tells every argument
-        check(hatlib.load_checkpoint(FOLDER / name / "weights.safetensors"), name)
+        check(hatlib.load(FOLDER / name / "weights.safetensors"), name)
 
 
 @pytest.mark.filterwarnings("ignore:.* does not record")
 @pytest.mark.parametrize("file", ["weights.pth", "published.pth"])
 @pytest.mark.parametrize("name", CLASSES)
 def test_weights_without_a_header(name, file):
-    check(hatlib.load_checkpoint(FOLDER / name / file, **UNTOLD.get((name, file), {})), name)
+    check(hatlib.load(FOLDER / name / file, **UNTOLD.get((name, file), {})), name)
 
 
 def read_training(name: str, work: Path) -> tuple[Path, dict]:
@@ -93,7 +93,7 @@ def read_training(name: str, work: Path) -> tuple[Path, dict]:
 def test_training_starts_from_a_checkpoint(name, tmp_path):
     checkpoint, config = read_training(name, tmp_path)
     init = str(checkpoint / "state.pt")
-    check(hatlib.load_checkpoint(init, **config["model"]["args"]), name, "trained")
+    check(hatlib.load(init, **config["model"]["args"]), name, "trained")
     # One update that is too small for float32: what the training leaves is what it started from.
     train_less = {**config["train"], "updates": 1, "lr": 1e-12}
     outcome = train(load_config({**config, "model": {**config["model"], "init": init}, "train": train_less}))

@@ -132,7 +132,7 @@ def test_named_parts_are_saved(tmp_path):
     assert (saved["act_layer"], saved["mlp_layer"]) == ("torch.nn.SiLU", "timm.layers.GluMlp")
     x = torch.rand(1, 3, 9, 11)
     assert torch.equal(HAT.from_pretrained(tmp_path)(x), model(x))
-    assert hatlib.load_checkpoint(tmp_path / "model.safetensors").provenance.recorded["norm_layer"] == "rmsnorm"
+    assert hatlib.load(tmp_path / "model.safetensors").provenance.recorded["norm_layer"] == "rmsnorm"
 
 
 @pytest.mark.parametrize("cls", [HAT, SwinIR, blocks.HAB, blocks.OCAB, blocks.STL, blocks.WindowAttention])
@@ -228,12 +228,12 @@ def test_provenance(tmp_path):
     model = tiny(img_range=2.0)
     write_state_dict(model.state_dict(), tmp_path / "bare.pth")
     with pytest.warns(UserWarning, match="does not record conv_scale, mean, qk_scale"):
-        loaded = hatlib.load_checkpoint(tmp_path / "bare.pth", img_range=2.0)
+        loaded = hatlib.load(tmp_path / "bare.pth", img_range=2.0)
     provenance = loaded.provenance
     assert not provenance.recorded and provenance.overridden == {"img_range": 2.0}
     assert provenance.detected["embed_dim"] == 12 and provenance.assumed["conv_scale"] == 0.01
     model.save_pretrained(tmp_path)
-    provenance = hatlib.load_checkpoint(tmp_path / "model.safetensors").provenance
+    provenance = hatlib.load(tmp_path / "model.safetensors").provenance
     assert provenance.recorded["img_range"] == 2.0 and not (provenance.detected or provenance.assumed)
 
 

@@ -75,7 +75,7 @@ def test_refusals(tmp_path, model, checkpoint, capsys):
         (["in.pth", "saved"], "exists; --overwrite"),
         (["in.pth", "in.pth"], "exists; --overwrite"),
         (["in.pth", "new", "--layout", "published"], "name a .pth or .safetensors"),
-        (["saved", "x.pth", "--ema"], "leave --ema and --no-ema out"),
+        (["saved", "x.pth", "--ema"], "leave ema (--ema, --no-ema) out"),
         (["bare.pth", "x.pth", "--ema"], "no averaged weights"),
         (["text.pth", "x.pth"], "damaged"),
         (["nowhere.pth", "x.pth"], "no weight file"),

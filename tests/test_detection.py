@@ -10,7 +10,7 @@ from spandrel import ModelLoader
 from spandrel.architectures.HAT import HAT as SpandrelHAT
 
 import hatlib
-from hatlib import HatlibError, load_checkpoint
+from hatlib import HatlibError, load
 from hatlib.checkpoint import load_weights, read_state_dict, write_state_dict
 from hatlib.detection import detect
 from hatlib.engines.foreign import ForeignModel
@@ -51,7 +51,7 @@ def test_random_hyper_parameters(seed, tmp_path):
     torch.manual_seed(seed)
     theirs = randomize(SpandrelHAT(img_size=64, **config), seed).eval()
     torch.save({"params_ema": theirs.state_dict()}, tmp_path / "w.pth")
-    ours = load_checkpoint(tmp_path / "w.pth")
+    ours = load(tmp_path / "w.pth")
     found = ours.config["model_args"]
     window = config["window_size"]
     assert int(found.pop("overlap_ratio") * window) == int(config.pop("overlap_ratio") * window)
@@ -87,7 +87,7 @@ def test_random_hyper_parameters(seed, tmp_path):
 def test_what_only_we_have(option, tmp_path):
     model = randomize(HAT(**{"upscale": 2, **TINY, **option})).eval()
     torch.save(model.state_dict(), tmp_path / "w.pth")
-    again = load_checkpoint(tmp_path / "w.pth")
+    again = load(tmp_path / "w.pth")
     unused = {"num_feat"} if option.get("upsampler") in ("pixelshuffle+conv", "pixelshuffledirect", "") else set()
     differing = {k for k, v in again.config["model_args"].items() if v != model.config["model_args"][k]}
     assert differing <= unused
@@ -128,13 +128,13 @@ def test_one_warning_about_what_weights_cannot_tell(tmp_path):
     model = HAT(upscale=2, conv_scale=0.5, img_range=255.0, **TINY)
     torch.save(model.state_dict(), tmp_path / "w.pth")
     with pytest.warns(UserWarning) as caught:
-        guessed = load_checkpoint(tmp_path / "w.pth")
+        guessed = load(tmp_path / "w.pth")
     assert len(caught) == 1
-    for part in ("conv_scale=0.01", "img_range=1.0", "mean", "pass them to load_checkpoint"):
+    for part in ("conv_scale=0.01", "img_range=1.0", "mean", "pass them to hatlib.load"):
         assert part in str(caught[0].message)
     assert guessed.config["model_args"]["conv_scale"] == 0.01
     with pytest.warns(UserWarning, match="does not record mean, qk_scale:"):
-        told = load_checkpoint(tmp_path / "w.pth", conv_scale=0.5, img_range=255.0)
+        told = load(tmp_path / "w.pth", conv_scale=0.5, img_range=255.0)
     assert told.img_range == 255.0
 
 
@@ -144,10 +144,10 @@ def test_no_warning_where_nothing_is_guessed(tmp_path, monkeypatch):
     torch.save(model.state_dict(), tmp_path / "w.pth")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert load_checkpoint(tmp_path / "model.safetensors").config == model.config
-        load_checkpoint(tmp_path / "w.pth", conv_scale=0.5, img_range=1.0, mean=None, qk_scale=None)
+        assert load(tmp_path / "model.safetensors").config == model.config
+        load(tmp_path / "w.pth", conv_scale=0.5, img_range=1.0, mean=None, qk_scale=None)
         monkeypatch.setattr("hatlib.checkpoint.known_hashes", lambda: {hatlib.checkpoint.sha256(tmp_path / "w.pth")})
-        load_checkpoint(tmp_path / "w.pth")
+        load(tmp_path / "w.pth")
 
 
 # Files that are not what they seem, and averaged weights.
@@ -158,7 +158,7 @@ def test_averaged_weights_or_the_others(tmp_path):
     plain, ema = (randomize(HAT(upscale=2, **TINY), seed).state_dict() for seed in (1, 2))
     torch.save({"params": plain, "params_ema": ema}, tmp_path / "both.pth")
     for choice, expected in ((None, ema), (True, ema), (False, plain)):
-        weights = load_checkpoint(tmp_path / "both.pth", ema=choice).state_dict()
+        weights = load(tmp_path / "both.pth", ema=choice).state_dict()
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
     for kept, choice in (("params", True), ("params_ema", False)):
         torch.save({kept: plain}, tmp_path / "one.pth")
@@ -171,14 +171,14 @@ def test_damaged_weights_of_a_known_family(tmp_path):
     del state_dict["norm.weight"]
     torch.save(state_dict, tmp_path / "w.pth")
     with pytest.raises(HatlibError, match=r"1 keys missing \(norm.weight\)"):
-        load_checkpoint(tmp_path / "w.pth")
+        load(tmp_path / "w.pth")
 
 
 def test_absolute_positions_are_refused(tmp_path):
     state_dict = {**HAT(upscale=2, **TINY).state_dict(), "absolute_pos_embed": torch.zeros(1, 64, 12)}
     torch.save(state_dict, tmp_path / "w.pth")
     with pytest.raises(HatlibError, match="ape=True"):
-        load_checkpoint(tmp_path / "w.pth")
+        load(tmp_path / "w.pth")
 
 
 def test_partial_load_from_another_scale(tmp_path, caplog):
@@ -216,7 +216,7 @@ def foreign(tmp_path):
 
 def test_foreign_architecture(foreign):
     theirs, path = foreign
-    ours = load_checkpoint(path)
+    ours = load(path)
     assert isinstance(ours, ForeignModel) and ours.architecture == "SPAN"
     assert (ours.upscale, ours.in_chans, ours.out_chans, ours.training) == (2, 3, 3, False)
     x = torch.rand(2, 3, 17, 9, requires_grad=True)
@@ -226,10 +226,10 @@ def test_foreign_architecture(foreign):
     assert x.grad.abs().sum() > 0
     with pytest.raises(HatlibError, match=r"\(B, 3, H, W\)"):
         ours(torch.rand(1, 1, 8, 8))
-    with pytest.raises(HatlibError, match="hatlib.load_checkpoint loads it if spandrel knows"):
+    with pytest.raises(HatlibError, match="hatlib.load loads it if spandrel knows"):
         HAT.from_pretrained(path)
     with pytest.raises(HatlibError, match="takes no window_size"):
-        load_checkpoint(path, window_size=8)
+        load(path, window_size=8)
 
 
 def test_foreign_network_that_needs_a_multiple(tmp_path):
@@ -238,7 +238,7 @@ def test_foreign_network_that_needs_a_multiple(tmp_path):
     config = dict(embed_dim=32, split_size=[4, 4], depth=[1], num_heads=[2], expansion_factor=2.0, upscale=2)
     theirs = randomize(DAT(img_size=16, img_range=1.0, resi_connection="1conv", upsampler="pixelshuffle", **config))
     torch.save(theirs.state_dict(), tmp_path / "dat.pth")
-    ours = load_checkpoint(tmp_path / "dat.pth")
+    ours = load(tmp_path / "dat.pth")
     with torch.no_grad():
         for size in ((19, 34), (3, 5), (1, 1)):
             assert ours(torch.rand(1, 3, *size)).shape[2:] == (2 * size[0], 2 * size[1])
@@ -247,7 +247,7 @@ def test_foreign_network_that_needs_a_multiple(tmp_path):
 def test_nobody_knows_it(tmp_path, monkeypatch):
     torch.save({"a.weight": torch.zeros(3)}, tmp_path / "w.pth")
     with pytest.raises(HatlibError, match="no architecture that hatlib or spandrel knows"):
-        load_checkpoint(tmp_path / "w.pth")
+        load(tmp_path / "w.pth")
     monkeypatch.setitem(__import__("sys").modules, "spandrel", None)
     with pytest.raises(HatlibError, match="install the extra 'spandrel'"):
-        load_checkpoint(tmp_path / "w.pth")
+        load(tmp_path / "w.pth")

@@ -189,7 +189,7 @@ def test_three_libraries_load_it(options, image, tmp_path):
     assert model.config["model_args"]["upsampler"] == ({"far": options} if options else "far")
     loaded = [
         hatlib.models.HAT.from_pretrained(tmp_path),
-        hatlib.load_checkpoint(tmp_path / "model.safetensors"),
+        hatlib.load(tmp_path / "model.safetensors"),
         timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval(),
     ]
     expected = model(image)

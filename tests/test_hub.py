@@ -50,7 +50,7 @@ def test_round_trip(arch, dtype, tmp_path):
         lambda: RestorationModel.from_pretrained(str(tmp_path)),
         lambda: hatlib.create_model(f"local-dir:{tmp_path}", pretrained=True),
         lambda: timm.create_model(f"local-dir:{tmp_path}", pretrained=True),
-        lambda: hatlib.load_checkpoint(tmp_path / "model.safetensors"),
+        lambda: hatlib.load(tmp_path / "model.safetensors"),
     ):
         again = load()
         assert type(again) is type(model) and again.config == model.config
@@ -240,7 +240,7 @@ def test_missing_files(saved, tmp_path):
     with pytest.raises(HatlibError, match="no weight file"):
         HAT.from_pretrained(saved)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(HatlibError, match="no saved model: there is no config.json"):
+    with pytest.raises(HatlibError, match="not a saved model: there is no config.json"):
         HAT.from_pretrained(tmp_path / "empty")
     with pytest.raises(HatlibError, match="no config.json"):
         hatlib.create_model("local-dir:nowhere", pretrained=True)

@@ -65,7 +65,7 @@ from transformers import AutoModelForImageToImage
 for other in (
     RestorationModel.from_pretrained(folder),
     timm.create_model(f"local-dir:{folder}", pretrained=True).eval(),
-    hatlib.load_checkpoint(folder + "/model.safetensors"),
+    hatlib.load(folder + "/model.safetensors"),
     timm.create_model("plainnet_x2", depth=3, img_range=2.0, checkpoint_path=folder + "/model.safetensors").eval(),
 ):
     assert torch.allclose(other(x), model(x), atol=1e-6)
@@ -187,7 +187,7 @@ model.eval().save_pretrained(sys.argv[1])
 assert model.config["model_args"]["attn_layer"] == {"pooled": {"strength": 0.5}}
 for other in (
     hatlib.models.HAT.from_pretrained(sys.argv[1]),
-    hatlib.load_checkpoint(sys.argv[1] + "/model.safetensors"),
+    hatlib.load(sys.argv[1] + "/model.safetensors"),
     timm.create_model("local-dir:" + sys.argv[1], pretrained=True).eval(),
 ):
     assert torch.allclose(other(x), model(x), atol=1e-6)

@@ -331,7 +331,7 @@ def test_other_outputs(color, out_chans):
         for load in (
             lambda: HAT.from_pretrained(folder, out_chans=out_chans),
             lambda: timm.create_model(f"local-dir:{folder}", pretrained=True, out_chans=out_chans).eval(),
-            lambda: hatlib.load_checkpoint(folder / "model.safetensors", out_chans=out_chans),
+            lambda: hatlib.load(folder / "model.safetensors", out_chans=out_chans),
         ):
             assert relative_error(load()(x), expected) < 1e-5
 

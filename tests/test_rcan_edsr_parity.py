@@ -15,7 +15,7 @@ from spandrel.architectures.RCAN import RCAN as SpandrelRCAN
 from torch.nn import functional as F
 
 import hatlib
-from hatlib import HatlibError, load_checkpoint
+from hatlib import HatlibError, load
 from hatlib.checkpoint import load_weights
 from hatlib.engines.foreign import ForeignModel
 from hatlib.models import EDSR, RCAN
@@ -254,7 +254,7 @@ def test_all_layouts_load(cls, tmp_path):
     ):
         torch.save(content, tmp_path / f"{name}.pth")
         with pytest.warns(UserWarning, match=f"does not record {untold}"):
-            model = load_checkpoint(tmp_path / f"{name}.pth")
+            model = load(tmp_path / f"{name}.pth")
         assert isinstance(model, cls)
         assert {k: model.config["model_args"][k] for k in config} == config
         with torch.inference_mode():
@@ -282,7 +282,7 @@ def test_random_rcan(seed, tmp_path):
     config["squeeze_factor"] = draw(1, 2, 4)
     theirs = spandrel_rcan(config, dtype=torch.float32)
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
-    ours = load_checkpoint(tmp_path / "w.pth")
+    ours = load(tmp_path / "w.pth")
     assert {k: ours.config["model_args"][k] for k in config} == config
     assert ours.img_range == 255.0
     x = torch.rand(1, 3, 8, 11)
@@ -302,7 +302,7 @@ def test_random_rcan(seed, tmp_path):
 def test_other_kinds_of_rcan_are_left_to_spandrel(option, tmp_path):
     theirs = spandrel_rcan(dict(upscale=2, **SMALL_RCAN), dtype=torch.float32, **option)
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
-    ours = load_checkpoint(tmp_path / "w.pth")
+    ours = load(tmp_path / "w.pth")
     assert isinstance(ours, ForeignModel) and ours.architecture == "RCAN"
 
 
@@ -313,7 +313,7 @@ def test_other_heads(cls, upsampler, upscale, tmp_path):
     small = SMALL_RCAN if cls is RCAN else SMALL_EDSR
     model = randomize(cls(upscale=upscale, upsampler=upsampler, **small)).eval()
     torch.save(model.state_dict(), tmp_path / "w.pth")
-    again = load_checkpoint(tmp_path / "w.pth")
+    again = load(tmp_path / "w.pth")
     assert again.config == model.config
     x = torch.rand(1, 3, 6, 5)
     with torch.no_grad():
@@ -323,7 +323,7 @@ def test_other_heads(cls, upsampler, upscale, tmp_path):
 def test_trained_mean_shifts_are_left_to_spandrel(tmp_path):
     theirs = spandrel_rcan(dict(upscale=2, **SMALL_RCAN), trained_mean=True, dtype=torch.float32)
     torch.save(theirs.state_dict(), tmp_path / "rcan.pth")
-    ours = load_checkpoint(tmp_path / "rcan.pth")
+    ours = load(tmp_path / "rcan.pth")
     assert isinstance(ours, ForeignModel) and ours.architecture == "RCAN"
     x = torch.rand(1, 3, 8, 11)
     with torch.no_grad():
@@ -332,7 +332,7 @@ def test_trained_mean_shifts_are_left_to_spandrel(tmp_path):
         load_weights(RCAN(upscale=2, **SMALL_RCAN), tmp_path / "rcan.pth")
     torch.save(edsr_weights(2, **SMALL_EDSR, trained_mean=True), tmp_path / "edsr.pth")
     with pytest.raises(HatlibError, match="no architecture that hatlib or spandrel knows"):
-        load_checkpoint(tmp_path / "edsr.pth")
+        load(tmp_path / "edsr.pth")
 
 
 @pytest.mark.filterwarnings("ignore:.*does not record")
@@ -343,7 +343,7 @@ def test_published_layout_of_other_ranges(img_range, mean, tmp_path):
     """The 1x1 convolutions of the layout carry them: what is read again computes the same."""
     model = randomize(EDSR(upscale=2, img_range=img_range, mean=mean, **SMALL_EDSR)).double().eval()
     torch.save(model.published_state_dict(), tmp_path / "w.pth")
-    again = load_checkpoint(tmp_path / "w.pth").double().eval()
+    again = load(tmp_path / "w.pth").double().eval()
     x = torch.rand(1, 3, 9, 7, dtype=torch.float64)
     with torch.no_grad():
         assert relative_error(again(x), model(x)) <= 1e-5
@@ -374,7 +374,7 @@ def test_weights_of_another_mean_warn(tmp_path):
     weights["sub_mean.bias"] -= 5
     weights["add_mean.bias"] += 5
     torch.save(weights, tmp_path / "other.pth")
-    with pytest.warns(UserWarning, match="mean=.*load_checkpoint"):
+    with pytest.warns(UserWarning, match="mean=.*hatlib.load"):
         load_weights(EDSR(upscale=2, **SMALL_EDSR), tmp_path / "other.pth")
 
 

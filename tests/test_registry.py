@@ -111,7 +111,7 @@ def test_public_names():
         "__version__",
         "create_model",
         "list_models",
-        "load_checkpoint",
+        "load",
         "model_info",
         "models",
         "register_attention",

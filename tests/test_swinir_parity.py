@@ -9,7 +9,7 @@ from spandrel import ModelLoader
 from spandrel.architectures.SwinIR import SwinIR as SpandrelSwinIR
 
 import hatlib
-from hatlib import load_checkpoint
+from hatlib import load
 from hatlib.models import SwinIR
 
 SMALL = dict(
@@ -150,7 +150,7 @@ def test_random_hyper_parameters(seed, tmp_path):
     torch.manual_seed(seed)
     theirs = randomize(spandrel_swinir(**config), seed).eval()
     torch.save({"params": theirs.state_dict()}, tmp_path / "w.pth")
-    ours = load_checkpoint(tmp_path / "w.pth", img_range=config["img_range"])
+    ours = load(tmp_path / "w.pth", img_range=config["img_range"])
     assert isinstance(ours, SwinIR) and not ours.training
     assert {name: ours.config["model_args"][name] for name in config} == config
     x = torch.rand(1, config["in_chans"], 2 * config["window_size"], 3 * config["window_size"])
@@ -172,12 +172,12 @@ def test_what_weights_do_not_tell_is_the_plain_value(tmp_path):
     """Not that of the arch through which a network of no known size is built; JPEG's is the nearest one here."""
     torch.save(SwinIR(**{**SMALL, "upsampler": "", "upscale": 1}).state_dict(), tmp_path / "w.pth")
     with pytest.warns(UserWarning, match="img_range=1.0, mean=None, qk_scale=None"):
-        assert load_checkpoint(tmp_path / "w.pth").img_range == 1.0
+        assert load(tmp_path / "w.pth").img_range == 1.0
     with torch.device("meta"):
         weights = hatlib.create_model("swinir_m_jpeg_gray_x1").state_dict()
     torch.save({name: torch.zeros(value.shape) for name, value in weights.items()}, tmp_path / "jpeg.pth")
     with pytest.warns(UserWarning, match="img_range=255.0"):
-        assert load_checkpoint(tmp_path / "jpeg.pth").img_range == 255.0
+        assert load(tmp_path / "jpeg.pth").img_range == 255.0
 
 
 @pytest.mark.parametrize("name, side", [("swinir_m_x2", 64), ("swinir_m_jpeg_gray_x1", 126)])

@@ -47,7 +47,7 @@ def test_bad_configurations(photos, tmp_path, changes, words):
         ({"model.name": "hat_t_x5"}, "Unknown model 'hat_t_x5'. Did you mean"),
         ({"model.args": {"depth": 3}}, "has no option 'depth'"),
         ({"model.init": "nothing.safetensors"}, "no weight file"),
-        ({"model.init": "hat_s_x8"}, "no pretrained weights for 'hat_s_x8' to start from"),
+        ({"model.init": "hat_s_x8"}, "no pretrained weights for hat_s_x8"),
         ({"model.init": "hat_t_x4"}, "does not fit HAT as it was configured, beyond its head"),
         ({"model.init": "hat_t_x4", "model.args": {"img_range": 2}}, "is for a network with img_range=1.0, which"),
         ({"model.name": "hat_s_x3", "model.interpolate": True}, "model.interpolate=true is for"),

@@ -17,18 +17,7 @@ from hatlib.analysis.lam import Attribution, Window, center_window, checked_wind
 from hatlib.data import imresize, read_rgb
 from hatlib.errors import HatlibError, first_line
 
-__all__ = ["Bicubic", "LamComparison", "LamInput", "as_csv", "compare_attributions", "load_input", "mean_ranks"]
-
-
-class Bicubic(nn.Module):
-    """MATLAB's bicubic interpolation as a network, for comparison. (B, C, h, w) -> (B, C, s * h, s * w)."""
-
-    def __init__(self, scale: int):
-        super().__init__()
-        self.upscale = scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        return imresize(x, self.upscale)
+__all__ = ["LamComparison", "LamInput", "as_csv", "compare_attributions", "load_input", "mean_ranks"]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from hatlib.cli.shared import MODEL_HELP
 from hatlib.errors import HatlibError
 
 
@@ -16,7 +17,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         description="Convert weights between checkpoints (.pth), .safetensors and saved directories. The architecture "
         "is detected. OUTPUT is a weight file if it ends in .pth, .pt or .safetensors, else a directory.",
     )
-    parser.add_argument("input", type=Path, metavar="INPUT", help="a weight file or a saved directory")
+    parser.add_argument("input", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="a weight file or a directory")
     parser.add_argument(
         "--layout",
@@ -40,21 +41,16 @@ def run(args: argparse.Namespace) -> int:
 
     from hatlib.checkpoint import WEIGHT_SUFFIXES, write_state_dict
     from hatlib.hub import PretrainedModel
-    from hatlib.load import load_checkpoint
+    from hatlib.load import load
 
     to_file = args.output.suffix in WEIGHT_SUFFIXES
     if args.layout == "published" and not to_file:
         raise HatlibError("A saved directory has hatlib's layout; for the published one name a .pth or .safetensors.")
     if args.output.exists() and not args.overwrite and (to_file or any(args.output.iterdir())):
         raise HatlibError(f"'{args.output}' exists; --overwrite replaces it.")
-    if args.input.is_dir():
-        if args.ema is not None:
-            raise HatlibError("A saved directory holds one set of weights; leave --ema and --no-ema out.")
-        model = PretrainedModel.from_pretrained(args.input, dtype="auto")
-    else:
-        model = load_checkpoint(args.input, ema=args.ema, dtype="auto")
-        if not isinstance(model, PretrainedModel):
-            raise HatlibError(f"'{args.input}' is of an architecture that hatlib runs but does not write.")
+    model = load(args.input, ema=args.ema, dtype="auto")
+    if not isinstance(model, PretrainedModel):
+        raise HatlibError(f"'{args.input}' is a {type(model).__name__}, which hatlib runs but does not write.")
     model = model.to(dtype=getattr(torch, args.dtype) if args.dtype else None)
     config = model.config
     if to_file:

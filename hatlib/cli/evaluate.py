@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hatlib.cli.progress import progress_bar, track
-from hatlib.cli.shared import add_device_option, check_outputs
+from hatlib.cli.shared import MODEL_HELP, add_device_option, check_outputs
 from hatlib.errors import HatlibError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "models",
         nargs="+",
         metavar="MODEL",
-        help="a name of `hatlib models`, a weight file, 'module:function' that returns a network, or 'bicubic'",
+        help=MODEL_HELP,
     )
     parser.add_argument(
         "--data",

@@ -30,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add(
         "image", type=Path, metavar="IMAGE", help="original, of which the input is made by bicubic; or a folder of them"
     )
-    add_model_options(parser, "'bicubic', ")
+    add_model_options(parser)
     add("--window", type=_window, metavar="X,Y,SIZE", help="in output pixels (default: 16x16 in the middle)")
     add("-o", "--output", type=Path, metavar="FILE", help="figure of one image (.png), CSV of a folder")
     add("--lr", action="store_true", help="IMAGE is the input, and not the original")

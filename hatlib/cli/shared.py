@@ -13,20 +13,26 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+MODEL_HELP = (
+    "a name from `hatlib models` ('hat_s_x4', 'hat_x4.real_gan'), 'hf-hub:org/repo', a saved directory, a weight file, "
+    "an ONNX model, 'module:function' that returns a network, or 'bicubic'"
+)
+"""Help text of every option that takes a model; `hatlib.hub.resolve` is the rule."""
+
+
 def add_device_option(parser: argparse.ArgumentParser) -> None:
     """Declares --device."""
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps, ... (default: a GPU if available)")
 
 
-def add_model_options(parser: argparse.ArgumentParser, others: str = "") -> None:
-    """Declares --model, --scale and --device, which `load_models` reads; `others` names further choices of --model."""
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Declares --model, --scale and --device, which `load_models` reads."""
     parser.add_argument(
         "--model",
         action="append",
         dest="models",
         metavar="MODEL",
-        help=f"a name from `hatlib models`, {others}a weight file, or 'module:function' that returns a network; may be "
-        "repeated (default: hat_t_x4)",
+        help=f"{MODEL_HELP}; may be repeated (default: hat_t_x4)",
     )
     parser.add_argument("--scale", type=int, metavar="S", help="scale of models that do not declare their own")
     add_device_option(parser)
@@ -34,9 +40,9 @@ def add_model_options(parser: argparse.ArgumentParser, others: str = "") -> None
 
 def load_models(args: argparse.Namespace) -> tuple[dict[str, nn.Module], int]:
     """Loads the networks of --model onto --device and returns them by name, with their common scale."""
-    from hatlib.analysis.comparison import Bicubic
     from hatlib.device import resolve_device
     from hatlib.evaluation import resolve_models
+    from hatlib.models import Bicubic
 
     device = resolve_device(args.device)
     specs = args.models or ["hat_t_x4"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hatlib.cli.progress import progress_bar
-from hatlib.cli.shared import add_device_option
+from hatlib.cli.shared import MODEL_HELP, add_device_option
 from hatlib.errors import HatlibError
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("input", nargs="+", metavar="INPUT", help="files, folders (with all below), patterns such as 'a/**/*.png'")
     add("-o", "--output", type=Path, help="output file for a single file, else folder")
     add("--scale", type=float, metavar="S", help="picks the model of the family; resizes the result for one in between")
-    add("--model", metavar="NAME", help=f"one of `hatlib models`, hf-hub:..., local-dir:... ({DEFAULT_MODEL})")
-    add("--checkpoint", type=Path, metavar="FILE", help="weights: .safetensors, .pth; or a model: .onnx")
+    add("--model", metavar="MODEL", help=f"{MODEL_HELP} (default: {DEFAULT_MODEL})")
+    add("--checkpoint", type=Path, metavar="FILE", help="weight file for the network that --model names")
     add("--format", choices=[*FORMATS, "same"], help="of the results (default: png); same: as each input")
     add("--quality", type=int, default=95, metavar="Q", help="of JPEG and WebP, 1 to 100 (%(default)s)")
     add("--suffix", default="_x{scale}", help="appended to names; {scale} and {model} are filled in (%(default)s)")
@@ -137,29 +137,27 @@ def _check(args: argparse.Namespace) -> None:
 
 def _load(args: argparse.Namespace) -> tuple[nn.Module, str, bool]:
     """The model, its label, and whether it is known to be trained on clean images."""
-    from hatlib.load import create_model, load_checkpoint
-    from hatlib.networks import model_info
+    from hatlib.hub.resolve import published_weights, resolve
+    from hatlib.load import create_model, load
 
-    if args.checkpoint is not None and args.model is None:
-        label = args.checkpoint.stem
-        if args.checkpoint.suffix.lower() == ".onnx":
-            from hatlib.engines import OnnxModel
-
-            return _fitting(OnnxModel(args.checkpoint), args.scale), label, False
+    scale = None if args.scale is None else math.ceil(args.scale)
+    text = str(args.checkpoint) if args.checkpoint and not args.model else args.model or DEFAULT_MODEL
+    source = resolve(text, scale=scale)
+    if source.kind == "name" and args.checkpoint is not None:
+        model = create_model(source.place, checkpoint_path=args.checkpoint)
+    else:
+        if source.kind == "name" and args.scale is not None:
+            source = resolve(model_of_scale(source.place, args.scale))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            model = load_checkpoint(args.checkpoint)
+            model = load(source.text, scale=scale if source.kind == "bicubic" else None)
         for warning in caught:
             print(f"note: {warning.message}", file=sys.stderr)
-        return _fitting(model, args.scale), label, False
-    name = args.model or DEFAULT_MODEL
-    if ":" in name:
-        return _fitting(create_model(name, pretrained=True), args.scale), name.split("/")[-1], False
-    if args.scale is not None and args.checkpoint is None:
-        name = model_of_scale(name, args.scale)
-    model = create_model(name, pretrained=args.checkpoint is None, checkpoint_path=args.checkpoint)
-    weights = model_info(name).weights
-    return _fitting(model, args.scale), name, weights is not None and weights.degradation == "bicubic"
+    if not hasattr(model, "upscale"):
+        raise HatlibError(f"{source.text!r} does not declare its scale (an attribute `upscale`).")
+    weights = published_weights(source)
+    label = source.label.split("/")[-1]
+    return _fitting(model, args.scale), label, weights is not None and weights.degradation == "bicubic"
 
 
 def _fitting(model: nn.Module, scale: float | None) -> nn.Module:

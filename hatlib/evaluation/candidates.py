@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch import Tensor, nn
 
-from hatlib.checkpoint import WEIGHT_SUFFIXES, sha256
 from hatlib.data import imresize
 from hatlib.errors import HatlibError
-from hatlib.load import create_model, load_checkpoint
+from hatlib.hub.resolve import BICUBIC, Source, published_weights, resolve
+from hatlib.load import load
 from hatlib.metrics import rgb_to_y
-from hatlib.networks import Weights, list_models, model_info
+from hatlib.networks import split_name
 
 __all__ = ["Candidate", "bicubic", "bicubic_luma", "resolve_models"]
-
-BICUBIC = "bicubic"
 
 
 @dataclass(frozen=True)
@@ -71,9 +65,8 @@ def resolve_models(specs: Sequence[str], scale: int | None = None) -> tuple[list
     """Loads what `hatlib evaluate` was asked to compare, bicubic first.
 
     Args:
-        specs: each a name of `hatlib.list_models()`, with a tag or without, 'hf-hub:...' or 'local-dir:...'; a weight
-            file; 'module:function' that returns a network; or 'bicubic', which is there anyhow.
-        scale: the scale, where nothing else tells it.
+        specs: sources that `hatlib.load` takes; 'bicubic' is always the first row.
+        scale: the scale, where no source declares one.
 
     Returns:
         The rows, and their common scale.
@@ -81,58 +74,32 @@ def resolve_models(specs: Sequence[str], scale: int | None = None) -> tuple[list
     Raises:
         HatlibError: If one can't be loaded, no scale is known, or scales differ.
     """
-    loaded = [(spec, _load(spec)) for spec in dict.fromkeys(specs) if spec != BICUBIC]
-    scales = {spec: getattr(model, "upscale", scale) for spec, (model, _) in loaded}
+    sources = {spec: resolve(spec, scale=scale) for spec in dict.fromkeys(specs) if spec != BICUBIC}
+    # A size has the scale that was asked for; whether the others have it is checked for all at once below.
+    loaded = {spec: load(spec, scale=scale if _is_size(spec, source) else None) for spec, source in sources.items()}
+    scales = {spec: getattr(model, "upscale", scale) for spec, model in loaded.items()}
     if silent := [spec for spec, s in scales.items() if s is None]:
-        raise HatlibError(f"{silent[0]!r} does not tell its scale (an attribute `upscale`): add --scale.")
+        raise HatlibError(f"{silent[0]!r} does not declare its scale (an attribute `upscale`); add --scale.")
     known = set(scales.values()) | ({scale} if scale is not None else set())
     if not known:
-        raise HatlibError("Which scale? Bicubic interpolation alone needs --scale.")
+        raise HatlibError("Bicubic interpolation has no scale of its own: pass scale= (--scale in commands).")
     if len(known) > 1:
         found = ", ".join(f"{spec} is x{s}" for spec, s in scales.items())
         wish = f", and --scale {scale} was asked for" if scale is not None else ""
         raise HatlibError(f"Only models of one scale can be compared: {found}{wish}.")
     scale = known.pop()
     rows = [Candidate(BICUBIC)]
-    for spec, (model, weights) in loaded:
+    for spec, model in loaded.items():
         in_chans = getattr(model, "in_chans", 3)
         if in_chans != 3:
             raise HatlibError(f"{spec!r} takes images of {in_chans} channels; the protocol is that of RGB models.")
         if not hasattr(model, "upscale"):
             model.upscale = scale
-        short = Path(spec).stem if spec.endswith(WEIGHT_SUFFIXES) else spec
-        name = spec if any(row.name == short for row in rows) else short
+        label, weights = sources[spec].label, published_weights(sources[spec])
+        name = spec if any(row.name == label for row in rows) else label
         rows.append(Candidate(name, model, weights.metrics if weights else {}, weights.ssim if weights else {}))
     return rows, scale
 
 
-def _load(spec: str) -> tuple[nn.Module, Weights | None]:
-    if spec.endswith(WEIGHT_SUFFIXES):
-        model = load_checkpoint(spec)
-        digest = sha256(spec)
-        published = (model_info(name).weights for name in list_models(pretrained=True))
-        return model, next((weights for weights in published if weights.sha256 == digest), None)
-    if spec.startswith(("hf-hub:", "local-dir:")):
-        return create_model(spec, pretrained=True), None
-    if ":" in spec:
-        return _call(spec), None
-    if os.path.isdir(spec):
-        return create_model(f"local-dir:{spec}", pretrained=True), None
-    return create_model(spec, pretrained=True), model_info(spec).weights
-
-
-def _call(spec: str) -> nn.Module:
-    """The network that 'module:function' returns; the module may lie in the current folder."""
-    module_name, _, function_name = spec.partition(":")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except ModuleNotFoundError as error:
-        raise HatlibError(f"{spec!r} can't be imported: {error}.") from error
-    except AttributeError as error:
-        raise HatlibError(f"The module {module_name!r} has no function {function_name!r}.") from error
-    model = function()
-    if not isinstance(model, nn.Module):
-        raise HatlibError(f"{spec!r} gives a {type(model).__name__} and not a network (torch.nn.Module).")
-    return model.eval()
+def _is_size(spec: str, source: Source) -> bool:
+    return source.kind == "name" and split_name(spec)[0] != split_name(source.place)[0]

@@ -15,17 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from hatlib.atomic import write_text
-from hatlib.checkpoint import WEIGHT_SUFFIXES, load_detected, load_state_dict, read_state_dict, write_state_dict
+from hatlib.checkpoint import load_detected, load_state_dict, read_state_dict, write_state_dict
 from hatlib.detection import find_arch
 from hatlib.errors import HatlibError
 from hatlib.hub.arguments import CONFIG_NAME, capture_arguments, encode, read_config
 from hatlib.hub.card import ModelFacts, write_card
 from hatlib.hub.repository import WEIGHTS_NAME, download_model, split_revision, upload_model, weights_file
+from hatlib.hub.resolve import Source, resolve
 from hatlib.networks import build, build_saved, model_info, timm_cfg
 from hatlib.registry import constructor_parameters
 from hatlib.version import __version__
 
-__all__ = ["PretrainedModel", "build_from_config", "load_saved"]
+__all__ = ["PretrainedModel", "build_from_config", "load_saved", "load_source"]
 
 FORMAT_VERSION = 1
 MODEL_TYPE, TRANSFORMERS_CLASS = "hatlib", "HatlibForImageSuperResolution"
@@ -137,7 +138,8 @@ class PretrainedModel(nn.Module):
         Raises:
             HatlibError: if there is no such model, it is of another class, or anything in it does not fit.
         """
-        model, saved_dtype = _load(cls, source, revision, strict, overrides)
+        resolved = resolve(source, repository=True)
+        model, saved_dtype = load_source(cls, resolved, revision=revision, strict=strict, overrides=overrides)
         if dtype == "auto":
             dtype = saved_dtype
         return model.to(device=device, dtype=dtype).eval()
@@ -211,11 +213,13 @@ class PretrainedModel(nn.Module):
 
 def load_saved(source: str, pretrained: bool = False, **overrides: Any) -> nn.Module:
     """What `create_model` does with 'hf-hub:org/repo[@revision]' and 'local-dir:path'; weights if `pretrained`."""
-    kind, _, place = source.partition(":")
-    folder = Path(place)
-    if kind == "hf-hub":
-        folder = download_model(*split_revision(place), with_weights=pretrained)
-    return _load_folder(PretrainedModel, folder, place, True, overrides, pretrained)[0]
+    resolved = resolve(source)
+    if pretrained:
+        return load_source(PretrainedModel, resolved, overrides=overrides)[0]
+    folder = Path(resolved.place)
+    if resolved.kind == "hub":
+        folder = download_model(*split_revision(resolved.place), with_weights=False)
+    return _load_folder(PretrainedModel, folder, True, overrides, with_weights=False)[0]
 
 
 def build_from_config(
@@ -248,58 +252,74 @@ def build_from_config(
         raise HatlibError(f"{name} does not take these arguments: {error}.") from error
 
 
-def _load(
-    cls: type[PretrainedModel], source: str | Path, revision: str | None, strict: bool, overrides: dict[str, Any]
+def load_source(
+    cls: type[nn.Module],
+    source: Source,
+    *,
+    revision: str | None = None,
+    strict: bool = True,
+    ema: bool | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> tuple[Any, torch.dtype | None]:
-    kind, place = "", str(source)
-    if place.startswith(("hf-hub:", "local-dir:")):
-        kind, _, place = place.partition(":")
-    path = Path(place)
-    if kind != "hf-hub" and (kind == "local-dir" or path.is_dir()):
-        return _load_folder(cls, path, str(path), strict, overrides)
-    if kind == "" and (path.is_file() or path.suffix in WEIGHT_SUFFIXES):
-        model, saved_dtype = load_detected(path, None, strict, overrides)
-        return _checked(model, cls, str(path)), saved_dtype
-    if kind == "" and "/" not in place:
-        return _checked(build(place, pretrained=True, **overrides), cls, place), None
-    repo, revision = split_revision(place, revision)
-    return _load_folder(cls, download_model(repo, revision), repo, strict, overrides)
+    """Loads a name, repository, directory or weight file; what `from_pretrained` and `hatlib.load` share.
+
+    Args:
+        cls: the class that the model must be an instance of.
+        source: from `resolve`.
+        revision: branch, tag or commit of a repository.
+        strict: refuse weights that are not exactly the model's.
+        ema: averaged weights or the others, of a training checkpoint; see `hatlib.checkpoint.read_state_dict`.
+        overrides: constructor arguments that replace those of the source. Another `upscale` gives a new, untrained head
+            and a warning.
+
+    Returns:
+        The model, and the type of the saved weights.
+
+    Raises:
+        UnknownArchitectureError: if a weight file belongs to no family of hatlib.
+        HatlibError: if the model is of another class, or anything in it does not fit.
+    """
+    arguments = dict(overrides or {})
+    upscale = arguments.pop("upscale", None)
+    if ema is not None and source.kind != "file":
+        raise HatlibError(f"{source.text!r} holds one set of weights; leave ema (--ema, --no-ema) out.")
+    if source.kind == "file":
+        model, saved_dtype = load_detected(source.place, ema, strict, arguments)
+    elif source.kind == "name":
+        model, saved_dtype = build(source.place, pretrained=True, **arguments), None
+    elif source.kind in ("hub", "directory"):
+        folder = Path(source.place)
+        if source.kind == "hub":
+            folder = download_model(*split_revision(source.place, revision))
+        model, saved_dtype = _load_folder(cls, folder, strict, arguments)
+    else:
+        raise HatlibError(f"{source.text!r} is not a saved model; load it with hatlib.load.")
+    if not isinstance(model, cls):
+        raise HatlibError(
+            f"{source.text!r} is a {type(model).__name__}, not a {cls.__name__}; load it with "
+            f"{type(model).__name__}.from_pretrained or hatlib.load."
+        )
+    if upscale is not None and upscale != getattr(model, "upscale", None):
+        before = getattr(model, "upscale", None)
+        if not hasattr(model, "reset_upsampler"):
+            raise HatlibError(f"{type(model).__name__} of {source.text!r} has no head that upscale= could replace.")
+        model.reset_upsampler(upscale)
+        warnings.warn(
+            f"{source.text} has scale {before}: the head for scale {upscale} is new and untrained.", stacklevel=4
+        )
+    return model, saved_dtype
 
 
 def _load_folder(
-    cls: type[PretrainedModel],
-    folder: Path,
-    name: str,
-    strict: bool,
-    overrides: dict[str, Any],
-    with_weights: bool = True,
-) -> tuple[Any, torch.dtype | None]:
+    cls: type[nn.Module], folder: Path, strict: bool, overrides: Mapping[str, Any], with_weights: bool = True
+) -> tuple[nn.Module, torch.dtype | None]:
     """The model of a saved directory, and the type of its weights."""
     config = read_config(folder)
-    model = _checked(build_from_config(config, cls, overrides), cls, name)
+    model = build_from_config(config, cls, overrides)
     if not with_weights:
         return model, None
-    old, new = config["model_args"].get("upscale"), getattr(model, "upscale", None)
-    rescaled = old is not None and old != new
-    head = model.head_names if rescaled else ()
-    weights = weights_file(folder)
+    weights, mean = weights_file(folder), config["model_args"].get("mean")
     report = load_state_dict(
-        model,
-        read_state_dict(weights),
-        str(weights),
-        strict=strict,
-        adapt=bool(overrides),
-        source_mean=config["model_args"].get("mean"),
-        skip=head,
+        model, read_state_dict(weights), str(weights), strict=strict, adapt=bool(overrides), source_mean=mean
     )
-    if rescaled:
-        warnings.warn(f"{name} has scale {old}: the head for scale {new} is new and untrained.", stacklevel=4)
     return model, report.dtype
-
-
-def _checked(model: nn.Module, cls: type[PretrainedModel], name: str) -> Any:
-    if not isinstance(model, cls):
-        found = type(model).__name__
-        loader = f"{found}.from_pretrained" if isinstance(model, PretrainedModel) else "hatlib.load_checkpoint"
-        raise HatlibError(f"{name!r} is a {found}, not a {cls.__name__}; load it with {loader}.")
-    return model

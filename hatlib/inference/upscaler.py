@@ -35,7 +35,7 @@ class Upscaler:
 
     Args:
         model: maps (B, in_chans, H, W) to (B, out_chans, s * H, s * W) in [0, 1]: one of hatlib's, a foreign one from
-            `load_checkpoint`, an `OnnxModel`, or any module. Its attributes `upscale`, `in_chans` (3 if absent),
+            `hatlib.load`, an `OnnxModel`, or any module. Its attributes `upscale`, `in_chans` (3 if absent),
             `window_size` (1 if absent) and `fixed_size` (the only input size it takes, if there is one) are read.
         tile: largest tile in input pixels, None for the whole image at once, 'auto' for what fits into half of the
             free memory.

@@ -63,7 +63,7 @@ def drop_mean_shift(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not is_mean_shift(state_dict):
         raise HatlibError(
             f"The convolutions {_BEFORE} and {_AFTER} were trained and no longer subtract and add a mean; "
-            "hatlib.load_checkpoint loads such a file with spandrel if spandrel knows the architecture."
+            "hatlib.load loads such a file with spandrel if spandrel knows the architecture."
         )
     return {name: value for name, value in state_dict.items() if name.partition(".")[0] not in (_BEFORE, _AFTER)}
 

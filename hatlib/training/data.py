@@ -6,15 +6,21 @@ import hashlib
 
 from hatlib.data import ImagePairs, TrainingPatches, open_benchmarks
 from hatlib.errors import HatlibError
+from hatlib.hub.resolve import resolve
 from hatlib.networks import model_info
 from hatlib.training.config import Config
+from hatlib.training.initialization import untrained_model
 
 __all__ = ["fingerprint", "scale_of", "training_patches", "validation_data"]
 
 
 def scale_of(config: Config) -> int:
     """Output size over input size."""
-    return config.model.args.get("upscale", model_info(config.model.name).scale)
+    name, args = config.model.name, config.model.args
+    if "upscale" in args:
+        return args["upscale"]
+    source = resolve(name)
+    return model_info(name).scale if source.kind == "name" else untrained_model(name, args).upscale
 
 
 def training_patches(config: Config, scale: int) -> TrainingPatches:

@@ -12,7 +12,6 @@ from typing import Any
 from torch import nn
 
 from hatlib.atomic import write_text
-from hatlib.checkpoint import WEIGHT_SUFFIXES, load_detected
 from hatlib.data import ImagePairs
 from hatlib.detection import find_arch
 from hatlib.errors import HatlibError
@@ -20,6 +19,8 @@ from hatlib.evaluation import Candidate, Evaluation, evaluate
 from hatlib.evaluation.sheet import draw_sheet, sheet_rows
 from hatlib.hub import PretrainedModel
 from hatlib.hub.arguments import encode
+from hatlib.hub.resolve import resolve
+from hatlib.load import load
 from hatlib.networks import model_info, split_name
 from hatlib.registry import constructor_parameters, to_tuples
 from hatlib.training.config import Config, load_config
@@ -85,7 +86,7 @@ def finetune_config(
     scale = scale or own_scale
     channels = {"in_chans": 1, "out_chans": None} if gray else {}
     arch, arguments = _arch_and_args(cls, {**arguments, **channels, "upscale": scale})
-    name = f"{Path(model).name.removesuffix('.safetensors').removesuffix('.pth')}_finetuned"
+    name = f"{Path(resolve(model).label.rpartition(':')[2]).name}_finetuned"
     folder = Path(out or Path("runs") / name)
 
     images = ImagePairs(hr, lr, scale=scale, skip_unreadable=True)
@@ -144,20 +145,17 @@ def compare_with_start(config: Config, outcome: TrainResult) -> FinetuneComparis
 
 def _identify(model: str) -> tuple[type[nn.Module], dict[str, Any], str]:
     """The class of a model, its constructor arguments with `upscale`, and what `model.init` takes for it."""
-    path = Path(model)
-    if path.is_dir():
-        network = PretrainedModel.from_pretrained(path)
-    elif path.is_file() or path.suffix in WEIGHT_SUFFIXES:
-        network, _ = load_detected(path, None, True, {})
-    else:
-        info = model_info(model)
+    source = resolve(model)
+    if source.kind == "name":
+        info = model_info(source.place)
         if info.weights is None:
-            raise HatlibError(f"There are no pretrained weights for {model!r} to start from; name a weight file of it.")
-        arch, tag = split_name(model)
+            raise HatlibError(f"There are no pretrained weights for {source.place} to start from; name a weight file.")
+        arch, tag = split_name(source.place)
         arguments = {**info.model_args, "upscale": info.scale}
-        return info.model_class, arguments, model if tag else f"{arch}.{next(iter(info.tags))}"
+        return info.model_class, arguments, source.place if tag else f"{arch}.{next(iter(info.tags))}"
+    network = load(model)
     if not isinstance(network, PretrainedModel):
-        raise HatlibError(f"'{model}' is a {type(network).__name__}, which hatlib runs but does not train.")
+        raise HatlibError(f"{model!r} is a {type(network).__name__}, which hatlib runs but does not train.")
     return type(network), {"upscale": network.upscale, **network.config["model_args"]}, model
 
 

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from hatlib.blocks.heads import known_names
-from hatlib.checkpoint import WEIGHT_SUFFIXES, conflicting_arguments, format_arguments, load_state_dict, read_state_dict
+from hatlib.checkpoint import conflicting_arguments, format_arguments, load_state_dict, read_state_dict
 from hatlib.errors import HatlibError
-from hatlib.hub.download import fetch_weights
-from hatlib.hub.repository import weights_file
-from hatlib.load import create_model
-from hatlib.networks import model_info
+from hatlib.hub.resolve import resolve, weights_path
+from hatlib.load import create_model, load
 from hatlib.training.config import ModelConfig
 
 __all__ = ["init_as_interpolation", "initial_model"]
+
+
+def untrained_model(name: str, args: Mapping[str, Any]) -> nn.Module:
+    """Builds the network `model.name` with new weights: a registered name, or what 'module:function' returns.
+
+    Raises:
+        HatlibError: If the name or an argument is wrong, or the network does not have what a training needs.
+    """
+    if resolve(name).kind != "function":
+        return create_model(name, **args)
+    model = load(name, **args)
+    if missing := [a for a in ("upscale", "in_chans", "out_chans", "save_pretrained") if not hasattr(model, a)]:
+        raise HatlibError(
+            f"The network of model.name={name!r} has no {missing[0]}; derive it from hatlib.models.RestorationModel or "
+            "hatlib.hub.PretrainedModel."
+        )
+    return model
 
 
 def initial_model(config: ModelConfig) -> tuple[nn.Module, str]:
@@ -28,7 +44,7 @@ def initial_model(config: ModelConfig) -> tuple[nn.Module, str]:
     Raises:
         HatlibError: If the name, an argument or the weights are not right.
     """
-    model = create_model(config.name, **config.args)
+    model = untrained_model(config.name, config.args)
     if config.interpolate:
         init_as_interpolation(model)
     origin = "interpolation" if config.interpolate else "random weights"
@@ -41,16 +57,7 @@ def initial_model(config: ModelConfig) -> tuple[nn.Module, str]:
 
 def _load(model: nn.Module, init: str) -> str:
     """Loads all that fits; what must change, such as the head for another scale, stays new and is told."""
-    path = Path(init)
-    if path.is_dir():
-        file = weights_file(path)
-    elif path.is_file() or path.suffix in WEIGHT_SUFFIXES:
-        file = path
-    else:
-        info = model_info(init)
-        if info.weights is None:
-            raise HatlibError(f"There are no pretrained weights for {init!r} to start from (model.init).")
-        file = fetch_weights(info.weights)
+    file = weights_path(resolve(init))
     published = read_state_dict(file)
     conflicts = conflicting_arguments(model, file, published)
     weights = model.convert_state_dict(published)
