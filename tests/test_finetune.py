@@ -105,4 +105,4 @@ def test_bad_input(finetune, tmp_path, capsys, args, options, message):
 
 def test_a_name_without_weights(folders, capsys):
     assert main(["finetune", "--hr", str(folders / "hr"), "--model", "hat_s_x8"]) == 1
-    assert "no pretrained weights for 'hat_s_x8'" in capsys.readouterr().err
+    assert "no pretrained weights for hat_s_x8" in capsys.readouterr().err

@@ -242,7 +242,7 @@ def test_missing_files(saved, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(HatlibError, match="not a saved model: there is no config.json"):
         HAT.from_pretrained(tmp_path / "empty")
-    with pytest.raises(HatlibError, match="no config.json"):
+    with pytest.raises(HatlibError, match="There is no folder 'nowhere'"):
         hatlib.create_model("local-dir:nowhere", pretrained=True)
 
 
