@@ -216,7 +216,8 @@ def load_weights(
     state_dict = read_state_dict(path)
     conflicts = conflicting_arguments(model, path, state_dict)
     own = format_arguments({name: model._arguments[name] for name in conflicts})
-    report = load_state_dict(model, state_dict, str(path), strict=strict, adapt=adapt, skip=skip)
+    mean = recorded_arguments(model, path, state_dict).get("mean")
+    report = load_state_dict(model, state_dict, str(path), strict=strict, adapt=adapt, source_mean=mean, skip=skip)
     if conflicts:
         warnings.warn(
             f"{Path(path).name} is for a network with {format_arguments(conflicts)}, but the model has {own}; "
@@ -224,6 +225,12 @@ def load_weights(
             stacklevel=2,
         )
     return report
+
+
+def recorded_arguments(model: nn.Module, path: str | Path, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Constructor arguments that a weight file records in its header, or that its layout reveals."""
+    inferred = model.infer_from_layout(state_dict) if hasattr(model, "infer_from_layout") else {}
+    return {n: to_tuples(v) for n, v in {**inferred, **read_header(path).get("model_args", {})}.items()}
 
 
 def conflicting_arguments(model: nn.Module, path: str | Path, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -235,8 +242,7 @@ def conflicting_arguments(model: nn.Module, path: str | Path, state_dict: Mappin
         state_dict: the content of the file.
     """
     own = getattr(model, "_arguments", {})
-    inferred = model.infer_from_layout(state_dict) if hasattr(model, "infer_from_layout") else {}
-    recorded = {n: to_tuples(v) for n, v in {**inferred, **read_header(path).get("model_args", {})}.items()}
+    recorded = recorded_arguments(model, path, state_dict)
     names = [name for name in getattr(model, "unrecoverable_args", ()) if name in recorded and name in own]
     return {name: recorded[name] for name in names if recorded[name] != to_tuples(own[name])}
 
@@ -344,7 +350,7 @@ def load_detected(
     saved = {**unrecoverable, **detected, **recorded}
     model = build_saved(arch, saved, overrides) if arch else found[0](**{**saved, **overrides})
     adapt = bool(overrides.keys() & {"in_chans", "out_chans"})
-    report = load_state_dict(model, state_dict, str(path), strict=strict, adapt=adapt, source_mean=recorded.get("mean"))
+    report = load_state_dict(model, state_dict, str(path), strict=strict, adapt=adapt, source_mean=saved.get("mean"))
     arguments = model.config["model_args"]
     assumed = {name: arguments[name] for name in getattr(model, "unrecoverable_args", ()) if name not in known}
     model.provenance = Provenance(recorded, detected, dict(overrides), assumed)

@@ -17,7 +17,7 @@ from timm.models import generate_default_cfgs
 from timm.models import register_model as timm_register_model
 from torch import nn
 
-from hatlib.errors import HatlibError, similar_names
+from hatlib.errors import HatlibError, first_line, similar_names
 from hatlib.registry import Registry, constructor_parameters, registries, to_tuples
 
 __all__ = [
@@ -223,8 +223,9 @@ def _checked_scale(cls: type[nn.Module], arch: str, scale: int) -> dict[str, int
 
 
 def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Builds a registered network by calling its entry point; the tag of the name selects the weights."""
+    """Builds a registered network by calling its entry point; the tag selects the weights, and None means not given."""
     info, (_, tag) = model_info(name), split_name(name)
+    kwargs = {name: value for name, value in kwargs.items() if value is not None}
     if tag:
         kwargs.setdefault("pretrained_cfg", tag)
     return info.entry_point(pretrained=pretrained, **kwargs)
@@ -250,9 +251,13 @@ def build_saved(arch: str, saved: Mapping[str, Any], overrides: Mapping[str, Any
         return info.entry_point(pretrained=False, **arguments)
     arguments = {**info.model_args, **arguments}
     check_arguments(info, arguments)
-    if "mean" not in overrides and arguments.get("in_chans", 3) != saved.get("in_chans", 3):
+    trained = {**info.model_args, **saved}
+    if "mean" not in overrides and arguments.get("in_chans", 3) != trained.get("in_chans", 3):
         arguments["mean"] = None  # the saved mean has one value per saved channel
-    model = info.model_class(**{name: to_tuples(value) for name, value in arguments.items()})
+    try:
+        model = info.model_class(**{name: to_tuples(value) for name, value in arguments.items()})
+    except TypeError as error:
+        raise HatlibError(f"{info.model_class.__name__} does not take these arguments: {first_line(error)}.") from error
     model.pretrained_cfg = {**timm_cfg(in_chans=model.in_chans), "architecture": info.arch}
     return model
 

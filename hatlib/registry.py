@@ -11,7 +11,7 @@ imported at the end of `import hatlib`.
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import metadata
 from typing import Any, Generic, TypeVar
 
@@ -124,11 +124,11 @@ class Registry(Generic[T]):
             return self.get(spec), {}
         if isinstance(spec, Mapping):
             if len(spec) != 1 or not isinstance(options := next(iter(spec.values())), (Mapping, type(None))):
-                raise HatlibError(f"A {self.kind} with options is written {{name: {{option: value}}}}, got {spec!r}.")
+                raise HatlibError(f"Write the {self.kind} with options as {{name: {{option: value}}}}, got {spec!r}.")
             return self.get(next(iter(spec))), dict(options or {})
         if callable(spec):
             return spec, {}
-        raise HatlibError(f"A {self.kind} is a name, {{name: options}}, a class or an object, got {spec!r}.")
+        raise HatlibError(f"Give the {self.kind} as a name, {{name: options}}, a class or an object, got {spec!r}.")
 
     def create(self, spec: Any, **context: Any) -> Any:
         """Builds the part that a spec asks for: `part(**context, **options)`. An `nn.Module` is returned as it is.
@@ -140,7 +140,7 @@ class Registry(Generic[T]):
             return spec
         part, options = self.resolve(spec)
         if options:
-            check_options(part, options, f"The {self.kind} {next(iter(spec))!r}")
+            check_options(part, options, f"The {self.kind} {next(iter(spec))!r}", reserved=context)
         return part(**context, **options)
 
     def name_of(self, part: Any) -> str | None:
@@ -178,16 +178,20 @@ def to_tuples(value: Any) -> Any:
     return tuple(map(to_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
-def check_options(part: Callable[..., Any], options: Mapping[str, Any], what: str) -> None:
-    """Refuses options that a class or function does not take.
+def check_options(
+    part: Callable[..., Any], options: Mapping[str, Any], what: str, reserved: Collection[str] = ()
+) -> None:
+    """Refuses options that a class or function does not take, or that the caller passes itself (`reserved`).
 
     Raises:
         HatlibError: naming the option and similar ones.
     """
     parameters, accepts_any = _parameters(part)
     for option in options:
-        if not accepts_any and option not in parameters:
-            raise HatlibError(f"{what} has no option {option!r}.{similar_names(option, parameters)}")
+        if option in reserved:
+            raise HatlibError(f"{what} gets {option!r} from the network; leave it out of the options.")
+        if not isinstance(option, str) or not (accepts_any or option in parameters):
+            raise HatlibError(f"{what} has no option {option!r}.{similar_names(str(option), parameters)}")
 
 
 heads: Registry[type[nn.Module]] = Registry("head", ["hatlib.blocks.heads"])

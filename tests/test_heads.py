@@ -242,10 +242,10 @@ def test_a_class_and_an_object(image):
     [
         ("fra", "Unknown head 'fra'. Did you mean far"),
         ({"far": {"gian": 1}}, "The head 'far' has no option 'gian'. Did you mean gain"),
-        ({"far": 1}, "A head with options is written"),
+        ({"far": 1}, "Write the head with options as"),
         (nn.Conv2d, "Conv2d is not a head; derive it from hatlib.blocks.Head"),
         (nn.Identity(), "is not a head; derive it"),
-        (3, "A head is a name"),
+        (3, "Give the head as a name"),
     ],
     ids=str,
 )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatlib.blocks import strips
+from hatlib.blocks.group import init_linear
 from hatlib.blocks.softmax_attention import attend
 from hatlib.blocks.strips import cpu_strips
 from hatlib.blocks.window import (
@@ -60,6 +61,7 @@ class RelativePositionAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         trunc_normal_(self.relative_position_bias_table, std=0.02)
+        init_linear(self)
 
     def position_bias(self) -> Tensor:
         """The bias of each head and pair of query and key: (num_heads, N, M).
@@ -178,11 +180,12 @@ def create_attention(
         HatlibError: if there is no such attention, or an option of `WindowAttention` is set for another attention.
     """
     context = dict(dim=dim, num_heads=num_heads, window_size=window_size, shift_size=shift_size)
-    if not isinstance(spec, nn.Module):
-        part, options = attentions.resolve(spec)
-        if part is WindowAttention:
-            check_options(part, options, "The attention 'window'")
-            return WindowAttention(**{**context, **builtin, **options})
+    if isinstance(spec, nn.Module):
+        raise HatlibError("attn_layer is an object, which the blocks would share; pass its class or a registered name.")
+    part, options = attentions.resolve(spec)
+    if part is WindowAttention:
+        check_options(part, options, "The attention 'window'", reserved=context)
+        return WindowAttention(**{**context, **builtin, **options})
     defaults = dict(qkv_bias=True, qk_scale=None, attn_drop=0.0)
     if changed := [name for name, default in defaults.items() if builtin.get(name, default) != default]:
         raise HatlibError(

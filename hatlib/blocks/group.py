@@ -1,10 +1,10 @@
 """Residual groups: blocks in order, a convolution, and a skip connection; and the layers that blocks are built from."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from timm.layers import get_act_layer, get_norm_layer
+from timm.layers import Mlp, get_act_layer, get_norm_layer, trunc_normal_
 from timm.models import checkpoint
 from torch import Tensor, nn
 
@@ -48,6 +48,25 @@ def find_layer(layer: Layer, kind: Literal["norm", "activation"]) -> Callable[..
     if found is None:
         raise HatlibError(f"timm has no {kind} layer {layer!r}; pass a name such as 'layernorm' or 'gelu', or a class.")
     return found
+
+
+def init_linear(module: nn.Module) -> None:
+    """Initializes all linear layers of a module as the published networks do: truncated normal of 0.02, zero bias."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def create_mlp(
+    mlp_layer: Callable[..., nn.Module], dim: int, ratio: float, act_layer: Layer, **options: Any
+) -> nn.Module:
+    """Builds the MLP of a block; timm's `Mlp` is initialized as published, other layers keep their initialization."""
+    mlp = mlp_layer(dim, int(dim * ratio), act_layer=find_layer(act_layer, "activation"), **options)
+    if type(mlp) is Mlp:
+        init_linear(mlp)
+    return mlp
 
 
 def run_block(block: nn.Module, x: Tensor, checkpointing: bool) -> Tensor:

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from hatlib.blocks import strips
 from hatlib.blocks.attention import ChannelAttention, OverlapCrossAttention, create_attention, inner_width
-from hatlib.blocks.group import Layer, ResidualGroup, channels_first, find_layer, residual_conv, shifted_blocks
+from hatlib.blocks.group import (
+    Layer,
+    ResidualGroup,
+    channels_first,
+    create_mlp,
+    find_layer,
+    residual_conv,
+    shifted_blocks,
+)
 from hatlib.blocks.strips import cpu_strips
 
 __all__ = ["CAB", "HAB", "OCAB", "RHAG"]
@@ -119,7 +127,7 @@ class HAB(nn.Module):
         self.conv_block = conv_layer(dim) if conv_layer else CAB(dim, compress_ratio, squeeze_factor=squeeze_factor)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.norm2 = norm(dim)
-        self.mlp = mlp_layer(dim, int(dim * mlp_ratio), act_layer=find_layer(act_layer, "activation"), drop=drop)
+        self.mlp = create_mlp(mlp_layer, dim, mlp_ratio, act_layer, drop=drop)
 
     @cpu_strips(strips.hybrid_attention_block)
     def forward(self, x: Tensor) -> Tensor:
@@ -178,7 +186,7 @@ class OCAB(OverlapCrossAttention):
         norm = find_layer(norm_layer, "norm")
         self.norm1 = norm(dim)
         self.norm2 = norm(dim)
-        self.mlp = mlp_layer(dim, int(dim * mlp_ratio), act_layer=find_layer(act_layer, "activation"))
+        self.mlp = create_mlp(mlp_layer, dim, mlp_ratio, act_layer)
 
     @cpu_strips(strips.overlapping_cross_attention_block)
     def forward(self, x: Tensor) -> Tensor:

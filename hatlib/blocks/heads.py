@@ -40,8 +40,8 @@ class Head(nn.Module):
         num_feat: channels inside the head, where the head has a choice.
 
     Attributes:
-        halo: input pixels around its own on which an output pixel depends; None if it depends on the whole map. Tiles
-            of the head are computed with this border, so a value that is too small gives wrong images.
+        halo: input pixels around its own on which an output pixel depends. The head is computed in strips with this
+            border, so a value that is too small gives wrong images. None computes the whole map at once.
         residual: whether the model adds the input image to the result; possible where the channels are equal.
         width: channels of the largest temporary at input size, for memory estimates.
         last_conv: name of the convolution that returns the image, so that weights can be fitted to other channel
@@ -64,9 +64,10 @@ class Head(nn.Module):
         'bilinear'
     """
 
-    halo: int | None = 3
+    halo: int | None = None
     residual = False
-    last_conv: str | None = "conv_last"
+    last_conv: str | None = None
+    attached = False  # set by the model that takes over the layers
 
     def __init__(self, dim: int, out_chans: int, scale: int, num_feat: int = 64):
         super().__init__()
@@ -97,7 +98,7 @@ class PixelShuffleUpsample(nn.Sequential):
         elif scale >= 1 and scale & (scale - 1) == 0:
             factors = [2] * int(math.log2(scale))
         else:
-            raise HatlibError(f"The pixel-shuffle upsampler knows the scales 3 and powers of 2, not {scale}.")
+            raise HatlibError(f"The pixel-shuffle upsampler has the scales 3 and powers of 2, not {scale}.")
         layers: list[nn.Module] = []
         for factor in factors:
             layers += [nn.Conv2d(num_feat, factor**2 * num_feat, 3, 1, 1), nn.PixelShuffle(factor)]
@@ -110,6 +111,8 @@ class PixelShuffleHead(Head):
 
     (B, dim, H, W) -> (B, out_chans, scale * H, scale * W). At scale 1 two convolutions are left, as in same-size HAT.
     """
+
+    halo, last_conv = 3, "conv_last"
 
     def __init__(self, dim: int, out_chans: int, scale: int, num_feat: int = 64):
         super().__init__(dim, out_chans, scale, num_feat)
@@ -129,6 +132,8 @@ class PixelShuffleConvHead(Head):
     (B, dim, H, W) -> (B, out_chans, scale * H, scale * W). Does not use `num_feat`.
     """
 
+    halo, last_conv = 3, "conv_last"
+
     def __init__(self, dim: int, out_chans: int, scale: int, num_feat: int = 64):
         super().__init__(dim, out_chans, scale, num_feat)
         self.upsample = PixelShuffleUpsample(scale, dim)
@@ -146,7 +151,7 @@ class PixelShuffleDirectHead(Head):
     (B, dim, H, W) -> (B, out_chans, scale * H, scale * W). Does not use `num_feat`.
     """
 
-    last_conv = "upsample.0"
+    halo, last_conv = 3, "upsample.0"
 
     def __init__(self, dim: int, out_chans: int, scale: int, num_feat: int = 64):
         super().__init__(dim, out_chans, scale, num_feat)
@@ -164,10 +169,12 @@ class NearestConvHead(Head):
     (B, dim, H, W) -> (B, out_chans, scale * H, scale * W), for a scale that is a power of 2 (SwinIR, real-world SR).
     """
 
+    halo, last_conv = 3, "conv_last"
+
     def __init__(self, dim: int, out_chans: int, scale: int, num_feat: int = 64):
         super().__init__(dim, out_chans, scale, num_feat)
         if scale < 2 or scale & (scale - 1):
-            raise HatlibError(f"The upsampler 'nearest+conv' knows the powers of 2 from 2 on, not {scale}.")
+            raise HatlibError(f"The upsampler 'nearest+conv' has the powers of 2 from 2 on, not {scale}.")
         self.conv_before_upsample = nn.Sequential(nn.Conv2d(dim, num_feat, 3, 1, 1), nn.LeakyReLU(inplace=True))
         self.steps = int(math.log2(scale))
         for i in range(self.steps):
@@ -191,6 +198,7 @@ class SameSizeHead(Head):
     (B, dim, H, W) -> (B, out_chans, H, W). The model adds the image (`residual`). Does not use `num_feat`.
     """
 
+    halo, last_conv = 3, "conv_last"
     residual = True
 
     def __init__(self, dim: int, out_chans: int, scale: int = 1, num_feat: int = 64):
@@ -212,7 +220,7 @@ def known_names() -> set[str]:
             try:
                 with torch.device("meta"):
                     head = heads.create(name, dim=8, out_chans=3, scale=scale, num_feat=8)
-            except HatlibError:  # not every head has every scale
+            except Exception:  # not every head has every scale, and a plugin may raise anything
                 continue
             names |= {*head._modules, *head._parameters, *head._buffers}
     return names

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import GluMlp, Mlp
+from timm.layers import DropPath, GluMlp, LayerNorm, Mlp, RmsNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,6 +39,10 @@ HALO_STRIP_BYTES = 64 * 2**20
 # Channels that a vector register holds: fused attention is a fifth faster on heads of 32 channels than of 30.
 VECTOR = 8
 
+# Layers that treat each pixel of (B, H, W, C) alone.
+_MLPS = {Mlp, GluMlp}
+_NORMS = {nn.LayerNorm, nn.RMSNorm, LayerNorm, RmsNorm}
+
 Projection = Callable[[Tensor], Tensor]
 Forward = Callable[[Any, Tensor], Tensor]
 
@@ -54,12 +58,16 @@ def use_strips(module: nn.Module, x: Tensor) -> bool:
 
 
 def cpu_strips(strategy: Forward) -> Callable[[Forward], Forward]:
-    """Decorator of `forward(self, x)`: runs `strategy(self, x)` instead where `use_strips` allows it."""
+    """Decorator of `forward(self, x)`: runs `strategy(self, x)` instead where `use_strips` allows it.
+
+    A strategy returns NotImplemented for what only the formula can do.
+    """
 
     def decorate(forward: Forward) -> Forward:
         @functools.wraps(forward)
         def dispatch(self: nn.Module, x: Tensor) -> Tensor:
-            return strategy(self, x) if use_strips(self, x) else forward(self, x)
+            y = strategy(self, x) if use_strips(self, x) else NotImplemented
+            return forward(self, x) if y is NotImplemented else y
 
         return dispatch
 
@@ -133,7 +141,7 @@ def overlap_cross_attention(module: Any, x: Tensor) -> Tensor:
     """`OverlapCrossAttention.attention`: keys and values of the whole map, queries and windows a tile at a time."""
     check_window_multiple(x, module.window_size)
     if not (is_plain(module.qkv) and is_plain(module.proj)):
-        return type(module).attention.__wrapped__(module, x)
+        return NotImplemented
     images, height, width = x.shape[:3]
     heads, w, pad = module.num_heads, module.window_size, module.pad
     bias = module.position_bias()
@@ -181,10 +189,11 @@ def _attend_in_tiles(module: Any, x: Tensor, out: Tensor, bias: Tensor, qkv: Pro
 
 def _add_mlp(block: Any, x: Tensor) -> Tensor:
     """x + drop_path(mlp(norm2(x))), in strips and in place if the layers treat each pixel alone; overwrites x."""
-    if type(block.mlp) not in (Mlp, GluMlp) or type(block.norm2) is not nn.LayerNorm:
-        return x + block.mlp(block.norm2(x))
+    drop_path = getattr(block, "drop_path", nn.Identity())
+    if not (type(block.mlp) in _MLPS and type(block.norm2) in _NORMS and type(drop_path) in (nn.Identity, DropPath)):
+        return x + drop_path(block.mlp(block.norm2(x)))
     for rows in strips(x.shape[1], x.shape[0] * x.shape[2] * block.mlp.fc1.out_features * x.itemsize):
-        x[:, rows] += block.mlp(block.norm2(x[:, rows]))
+        x[:, rows] += drop_path(block.mlp(block.norm2(x[:, rows])))
     return x
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hatlib.blocks import strips
 from hatlib.blocks.attention import create_attention
-from hatlib.blocks.group import Layer, ResidualGroup, find_layer, residual_conv, shifted_blocks
+from hatlib.blocks.group import Layer, ResidualGroup, create_mlp, find_layer, residual_conv, shifted_blocks
 from hatlib.blocks.strips import cpu_strips
 
 __all__ = ["RSTB", "STL"]
@@ -76,7 +76,7 @@ class STL(nn.Module):
         )
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.norm2 = norm(dim)
-        self.mlp = mlp_layer(dim, int(dim * mlp_ratio), act_layer=find_layer(act_layer, "activation"), drop=drop)
+        self.mlp = create_mlp(mlp_layer, dim, mlp_ratio, act_layer, drop=drop)
 
     @cpu_strips(strips.swin_layer)
     def forward(self, x: Tensor) -> Tensor:

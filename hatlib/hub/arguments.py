@@ -11,7 +11,7 @@ import timm.layers
 from torch import nn
 
 from hatlib.errors import HatlibError
-from hatlib.registry import registries, to_tuples
+from hatlib.registry import registries
 
 __all__ = ["CONFIG_NAME", "capture_arguments", "decode", "encode", "read_config"]
 
@@ -27,6 +27,8 @@ def capture_arguments(init: Callable[..., None]) -> Callable[..., None]:
     base class, the defaults of the base class are kept too, unless the constructor sets them itself.
     """
     signature = inspect.signature(init)
+    if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in signature.parameters.values()):
+        raise HatlibError(f"{init.__qualname__} takes *args, which cannot be saved by name; use named parameters.")
     variadic = next((p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD), None)
 
     @functools.wraps(init)
@@ -93,7 +95,9 @@ def decode(value: Any) -> Any:
         if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
             raise HatlibError(f"There is no layer {value!r}.")
         return layer
-    return to_tuples(value)
+    if isinstance(value, dict):
+        return {key: decode(item) for key, item in value.items()}  # a copy, which the caller cannot change
+    return tuple(map(decode, value)) if isinstance(value, (list, tuple)) else value
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -49,33 +49,25 @@ def adapt_channels(
     if f"{first}.weight" not in state_dict:
         return state_dict, None
     trained_in = state_dict[f"{first}.weight"].shape[1]
-    if last is None or f"{last}.weight" not in state_dict:
-        if trained_in == model.in_chans:
-            return state_dict, None
+    own = model.state_dict().keys()
+    trunk = {name.partition(".")[0] for name in own} - set(model.head_names)
+    same_head = {n for n in own if n.partition(".")[0] not in trunk} == {
+        n for n in state_dict if n.partition(".")[0] not in trunk
+    }
+    if same_head and last is None and trained_in != model.in_chans:
         raise HatlibError(
-            f"The head {type(model.head).__name__} has no last convolution in these weights that could be fitted from "
-            f"{trained_in} to {model.in_chans} channels; load the weights with their own in_chans and out_chans."
+            f"The head {type(model.head).__name__} has no last convolution that could be fitted from {trained_in} to "
+            f"{model.in_chans} channels; load the weights with their own in_chans and out_chans."
         )
+    if not same_head or last is None:  # a head that is new: only the first convolution has to fit
+        return _adapt_first(model, dict(state_dict), trained_in, source_mean)
     # A pixel shuffle right after the convolution takes several rows per channel.
     rows = model.get_submodule(last).out_channels // model.out_chans
     trained_out = state_dict[f"{last}.weight"].shape[0] // rows
     if (trained_in, trained_out) == (model.in_chans, model.out_chans):
         return state_dict, None
-    state_dict = dict(state_dict)
     trained_mean = torch.tensor(source_mean or default_mean(trained_in), dtype=torch.float64)
-    mean: tuple[float, ...] | None = None
-
-    if trained_in != model.in_chans:
-        weight = state_dict[f"{first}.weight"]
-        share = _shares(trained_in, model.in_chans)
-        if model._arguments.get("mean") is None:
-            mean = tuple((share.T @ trained_mean / share.sum(0)).tolist())
-        adapted = torch.einsum("dcij,cn->dnij", weight.double(), share).to(weight)
-        state_dict[f"{first}.weight"] = adapted.contiguous()
-        # Adds back what the trained mean subtracted, less what the new mean subtracts.
-        own = torch.tensor(mean or model.mean_values, dtype=torch.float64)
-        shift = _response(adapted, own) - _response(weight, trained_mean)
-        state_dict[f"{first}.bias"] = state_dict[f"{first}.bias"] + (shift * model.img_range).to(weight)
+    state_dict, mean = _adapt_first(model, dict(state_dict), trained_in, source_mean)
 
     if trained_out != model.out_chans:
         for name in (f"{last}.weight", f"{last}.bias"):
@@ -89,6 +81,26 @@ def adapt_channels(
     bias = state_dict[f"{last}.bias"]
     missing = (_repeat(before.double(), model.out_chans) - added.double()) * model.img_range
     state_dict[f"{last}.bias"] = bias + missing.repeat_interleave(rows).to(bias)
+    return state_dict, mean
+
+
+def _adapt_first(
+    model: Any, state_dict: dict[str, Tensor], trained_in: int, source_mean: Sequence[float] | None
+) -> tuple[dict[str, Tensor], tuple[float, ...] | None]:
+    """Fits `conv_first` in the given dictionary; returns it and the mean that belongs to the weights."""
+    if trained_in == model.in_chans:
+        return state_dict, None
+    mean: tuple[float, ...] | None = None
+    weight, share = state_dict["conv_first.weight"], _shares(trained_in, model.in_chans)
+    trained_mean = torch.tensor(source_mean or default_mean(trained_in), dtype=torch.float64)
+    if model._arguments.get("mean") is None:
+        mean = tuple((share.T @ trained_mean / share.sum(0)).tolist())
+    adapted = torch.einsum("dcij,cn->dnij", weight.double(), share).to(weight)
+    state_dict["conv_first.weight"] = adapted.contiguous()
+    # Adds back what the trained mean subtracted, less what the new mean subtracts.
+    own = torch.tensor(mean or model.mean_values, dtype=torch.float64)
+    shift = _response(adapted, own) - _response(weight, trained_mean)
+    state_dict["conv_first.bias"] = state_dict["conv_first.bias"] + (shift * model.img_range).to(weight)
     return state_dict, mean
 
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from hatlib.blocks.group import Layer, find_layer
@@ -89,14 +88,6 @@ class WindowModel(RestorationModel):
             for depth, heads in zip(depths, num_heads, strict=True)
         )
         self.norm = norm(embed_dim)
-
-    def init_weights(self) -> None:
-        """Linear layers from a truncated normal of 0.02; convolutions and norms as PyTorch initializes them."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
 
     def begin_trunk(self, x: Tensor) -> Tensor:
         return self.pos_drop(self.patch_embed(x))

@@ -126,8 +126,8 @@ class RestorationModel(TimmProtocol, ImageModel):
     """Stem, groups, tail and head: head(conv_after_body(layers(conv_first(x))) + conv_first(x)).
 
     A subclass fills `self.layers` with its groups, and states in `layout` what they take and return. The base class
-    builds the rest. What follows the constructor of the subclass (checks, initialization, gradient checkpointing) runs
-    once, after the outermost constructor.
+    builds the rest. What follows the constructor of the subclass (checks, gradient checkpointing) runs
+    once, after the outermost constructor. Parts initialize their own weights.
 
     Args:
         upscale: output size over input size.
@@ -203,11 +203,8 @@ class RestorationModel(TimmProtocol, ImageModel):
         for module in ("norm", "conv_after_body", *self.head_modules):
             if module in self._modules:
                 self._modules[module] = self._modules.pop(module)
-        self.init_weights()
-        self.set_grad_checkpointing(self._use_checkpoint)
-
-    def init_weights(self) -> None:
-        """Initializes the weights after construction; a subclass overrides it where PyTorch's defaults do not fit."""
+        if self._use_checkpoint:
+            self.set_grad_checkpointing()
 
     # The path of an image.
 
@@ -224,8 +221,8 @@ class RestorationModel(TimmProtocol, ImageModel):
 
     def run_group(self, group: nn.Module, x: Tensor) -> Tensor:
         """group(x); a group that does not checkpoint its own blocks is checkpointed as a whole."""
-        whole = self.grad_checkpointing and not any(hasattr(m, "grad_checkpointing") for m in group.modules())
-        return run_block(group, x, whole)
+        checkpointing = self.grad_checkpointing and not any(hasattr(m, "grad_checkpointing") for m in group.modules())
+        return run_block(group, x, checkpointing)
 
     def begin_trunk(self, x: Tensor) -> Tensor:
         """What happens to shallow features before the first group, in the layout of the groups."""
@@ -299,18 +296,24 @@ class RestorationModel(TimmProtocol, ImageModel):
         upsampler = self.upsampler if upsampler is None else upsampler
         if isinstance(upsampler, type) and not issubclass(upsampler, Head):
             raise HatlibError(f"upsampler={upsampler.__name__} is not a head; derive it from hatlib.blocks.Head.")
+        if getattr(upsampler, "attached", False):
+            raise HatlibError(
+                f"The head {type(upsampler).__name__} belongs to a model already; pass its class or name."
+            )
         head = heads.create(
             upsampler, dim=self.num_features, out_chans=self.out_chans, scale=scale, num_feat=self.num_feat
         )
         if not isinstance(head, Head):
             raise HatlibError(f"upsampler={upsampler!r} is not a head; derive it from hatlib.blocks.Head.")
-        if hasattr(self, "head"):
-            self._remove_head()
+        if head.scale != scale:
+            raise HatlibError(f"The head {type(head).__name__} has scale {head.scale}, not {scale}.")
         weight = self.conv_first.weight
         head.to(weight.device, weight.dtype).train(self.training)
         names = (*head._modules, *head._parameters, *head._buffers)
-        if taken := [name for name in names if hasattr(self, name)]:
+        if taken := [name for name in names if hasattr(self, name) and name not in getattr(self, "head_names", ())]:
             raise HatlibError(f"{taken[0]!r} of the head {type(head).__name__} is a name of the model; rename it.")
+        if "head" in self.__dict__:
+            self._remove_head()
         self.head_modules, self.head_names = tuple(head._modules), names
         for table in ("_modules", "_parameters", "_buffers"):
             self.__dict__[table].update(head.__dict__[table])
@@ -318,7 +321,7 @@ class RestorationModel(TimmProtocol, ImageModel):
         for table in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
             head.__dict__[table] = self.__dict__[table]
         # Not children: the parameters would be listed twice.
-        self.__dict__["head"] = head
+        self.__dict__["head"], head.attached = head, True
         self.__dict__["upsampler"], self.upscale = upsampler, scale
         self._update_arguments(upsampler=upsampler, upscale=scale)
         if "_capturing" in self.__dict__:  # during construction

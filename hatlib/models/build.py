@@ -9,7 +9,7 @@ from hatlib.checkpoint import unwrap_state_dict
 from hatlib.errors import HatlibError
 from hatlib.models.base import ImageModel
 from hatlib.networks import CLASSIFIER_OPTIONS, Weights, check_arguments, list_models, model_info
-from hatlib.registry import to_tuples
+from hatlib.registry import constructor_parameters, to_tuples
 
 __all__ = ["build_model"]
 
@@ -44,12 +44,15 @@ def build_model(arch: str, pretrained: bool = False, **kwargs: Any) -> Any:
         1
     """
     info, cfg = model_info(arch), kwargs.get("pretrained_cfg")
+    if info.model_class is None:
+        raise HatlibError(f"{arch} was registered without its class: use @register_model(Class, args).")
     check_arguments(info, kwargs, _TIMM_OPTIONS)
     named = cfg is None or isinstance(cfg, str)
     if named and kwargs.get("upscale", info.scale) != info.scale:
         names = ", ".join(sibling.arch for sibling in info.siblings.values())
         raise HatlibError(f"{arch} has scale {info.scale}, got upscale={kwargs['upscale']}; take one of {names}.")
     kwargs = {**info.model_args, **kwargs}
+    in_chans = kwargs.get("in_chans", constructor_parameters(info.model_class)["in_chans"].default)
     source_args = kwargs.get("pretrained_model_args") or {}
     if "pretrained_model_args" not in _BUILDER_OPTIONS:
         kwargs.pop("pretrained_model_args", None)
@@ -62,7 +65,7 @@ def build_model(arch: str, pretrained: bool = False, **kwargs: Any) -> Any:
         weights = model_info(f"{arch}.{cfg}" if cfg else arch).weights
         overlay["file"] = _verified_file(weights, arch)
     # The filter below adapts the first convolution: timm must not do it too.
-    overlay.setdefault("input_size", (kwargs.get("in_chans", 3), 64, 64))
+    overlay.setdefault("input_size", (in_chans, 64, 64))
     model = build_model_with_cfg(
         info.model_class,
         arch,

@@ -38,7 +38,8 @@ def save_final_model(
     target = config.folder / "model"
     saved = deepcopy(model)
     if config.save.half:  # what is measured is what is written; buffers that are not saved keep their precision
-        saved.load_state_dict({k: v.half().float() for k, v in saved.state_dict().items()})
+        weights = saved.state_dict()
+        saved.load_state_dict({k: v.half().float() if v.is_floating_point() else v for k, v in weights.items()})
     metrics: Metrics = {}
     if val:
         rows = [Candidate("model", saved)]

@@ -9,7 +9,13 @@ import torch
 from torch import nn
 
 from hatlib.blocks.heads import known_names
-from hatlib.checkpoint import conflicting_arguments, format_arguments, load_state_dict, read_state_dict
+from hatlib.checkpoint import (
+    conflicting_arguments,
+    format_arguments,
+    load_state_dict,
+    read_state_dict,
+    recorded_arguments,
+)
 from hatlib.errors import HatlibError
 from hatlib.hub.resolve import resolve, weights_path
 from hatlib.load import create_model, load
@@ -61,8 +67,11 @@ def _load(model: nn.Module, init: str) -> str:
     published = read_state_dict(file)
     conflicts = conflicting_arguments(model, file, published)
     weights = model.convert_state_dict(published)
-    report = load_state_dict(model, weights, init, strict=False, adapt=True)
-    head = (*getattr(model, "head_names", ()), *known_names())
+    mean = recorded_arguments(model, file, published).get("mean")
+    report = load_state_dict(model, weights, init, strict=False, adapt=True, source_mean=mean)
+    own = set(getattr(model, "head_names", ()))
+    trunk = {name.partition(".")[0] for name in model.state_dict()} - own
+    head = own | (known_names() - trunk)
     differing = (*report.missing, *report.mismatched, *report.unexpected)
     if odd := [name for name in differing if name.partition(".")[0] not in head]:
         raise HatlibError(
