@@ -271,3 +271,99 @@ def test_registry():
 
 def test_heads_are_listed_with_their_owner():
     assert heads.owner("pixelshuffle") == "hatlib.blocks.heads" and "pixelshuffle" in heads
+
+
+# What a review found.
+
+
+def test_a_subclass_and_its_parts_keep_the_weights_that_they_set():
+    class Zero(HAT):
+        def __init__(self, upscale=2, in_chans=3, **options):
+            super().__init__(upscale, in_chans, **options)
+            nn.init.zeros_(self.layers[0].residual_group.blocks[0].attn.proj.weight)
+
+    class Constant(Mean):
+        def __init__(self, **context):
+            super().__init__(**context)
+            self.linear = nn.Linear(2, 2)
+            nn.init.constant_(self.linear.bias, 3.0)
+
+    assert not Zero(**tiny_overrides("hat_t_x2")).layers[0].residual_group.blocks[0].attn.proj.weight.any()
+    attention = tiny(attn_layer=Constant).layers[0].residual_group.blocks[0].attn
+    assert (attention.linear.bias == 3).all()
+
+
+def test_linear_layers_start_as_published():
+    for name, module in tiny("hat_s_x2").named_modules():
+        if isinstance(module, nn.Linear):
+            assert module.weight.std() < 0.03 and not module.bias.any(), name
+
+
+def test_a_replaced_drop_path_is_used_in_strips():
+    class Tenth(nn.Module):
+        def forward(self, x):
+            return 0.1 * x
+
+    block = randomize(blocks.STL(12, 2, window_size=4)).double().eval()
+    block.drop_path = Tenth()
+    x = torch.rand(1, 8, 8, 12, dtype=torch.float64)
+    expected = block(x).detach()
+    with torch.inference_mode():
+        assert relative_error(block(x), expected) < 1e-12
+
+
+@pytest.mark.parametrize("upsampler", [{"pixelshuffle": {"scale": 3}}, {"pixelshuffle": {"num_feat": 3}}], ids=str)
+def test_options_that_the_network_passes(upsampler):
+    with pytest.raises(HatlibError, match="from the network; leave it out"):
+        tiny(upsampler=upsampler)
+    with pytest.raises(HatlibError, match="from the network; leave it out"):
+        tiny(attn_layer={"window": {"window_size": 4}})
+    with pytest.raises(HatlibError, match="an object, which the blocks would share"):
+        tiny(attn_layer=blocks.WindowAttention(12, 2, window_size=8))
+
+
+def test_none_means_not_given():
+    model = HAT.from_pretrained("hat_t_x4", in_chans=None, img_range=None, upscale=None)
+    assert (model.in_chans, model.img_range, model.upscale) == (3, 1.0, 4)
+
+
+def test_a_detected_mean_is_used_for_other_channels(tmp_path):
+    model = randomize(hatlib.create_model("edsr_m_x2", num_feat=8, num_block=2, mean=(0.0,) * 3, img_range=1.0)).eval()
+    torch.save(model.published_state_dict(), tmp_path / "edsr.pth")
+    gray = hatlib.load(tmp_path / "edsr.pth", in_chans=1, res_scale=1.0)
+    x = torch.rand(1, 1, 20, 20)
+    expected = model(x.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
+    assert gray.mean_values == (0.0,)
+    assert relative_error(gray(x)[:, :, 8:-8, 8:-8], expected[:, :, 8:-8, 8:-8]) < 1e-5
+
+
+def test_defaults_of_a_class_hold_for_its_names(monkeypatch):
+    class Gray(RestorationModel):
+        def __init__(self, upscale=2, in_chans=1, **common):
+            super().__init__(upscale, 8, in_chans=in_chans, **common)
+            self.layers = nn.ModuleList([nn.Identity()])
+
+    monkeypatch.setattr(networks.networks, "_parts", dict(networks.networks._parts))
+
+    @hatlib.register_model(Gray)
+    def graynet_x2(pretrained=False, **kwargs):
+        return hatlib.models.build_model("graynet_x2", pretrained, **kwargs)
+
+    assert hatlib.create_model("graynet_x2").in_chans == 1
+    assert hatlib.create_model("graynet_x2", in_chans=3).in_chans == 3
+
+
+def test_options_with_layers_are_saved_and_copied(tmp_path):
+    class Norm(Mean):
+        def __init__(self, norm=nn.LayerNorm, **context):
+            super().__init__(**context)
+            self.norm = norm(12)
+
+    if "normed" not in attentions:
+        attentions.add("normed", Norm)
+    spec = {"normed": {"norm": nn.RMSNorm}}
+    model = tiny(attn_layer=spec)
+    spec["normed"]["norm"] = nn.Identity
+    model.save_pretrained(tmp_path)
+    loaded = HAT.from_pretrained(tmp_path)
+    assert isinstance(loaded.layers[0].residual_group.blocks[0].attn.norm, nn.RMSNorm)

@@ -295,3 +295,27 @@ def test_channels_that_cannot_be_fitted(tmp_path):
     tiny().save_pretrained(tmp_path)
     with pytest.raises(HatlibError, match="FarHead has no last convolution"):
         hatlib.models.HAT.from_pretrained(tmp_path, in_chans=1)
+
+
+def test_head_objects_belong_to_one_model():
+    head = FarHead(12, 3, 2, 8)
+    model = tiny(head)
+    with pytest.raises(HatlibError, match="belongs to a model already"):
+        tiny(head)
+    with pytest.raises(HatlibError, match="belongs to a model already"):
+        model.reset_upsampler(2)
+    assert model(torch.rand(1, 3, 5, 6)).shape == (1, 3, 10, 12)
+    with pytest.raises(HatlibError, match="has scale 4, not 2"):
+        tiny(FarHead(12, 3, 4, 8))
+
+
+def test_a_refused_head_leaves_the_old_one():
+    class Clash(FarHead):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.conv_first = nn.Conv2d(1, 1, 1)
+
+    model = tiny()
+    with pytest.raises(HatlibError, match="is a name of the model"):
+        model.reset_upsampler(2, Clash)
+    assert model(torch.rand(1, 3, 5, 6)).shape == (1, 3, 10, 12)
