@@ -63,7 +63,9 @@ def _matches(cls: type[nn.Module], args: Mapping[str, Any], state_dict: Mapping[
     return same - len(own.keys() - converted.keys())
 
 
-def find_arch(cls: type[nn.Module], arguments: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> tuple[str, bool]:
+def find_arch(
+    cls: type[nn.Module], arguments: Mapping[str, Any], ignore: tuple[str, ...] = (), complete: bool = False
+) -> tuple[str, bool]:
     """Returns the arch to build a network with, and whether it is exactly that network.
 
     If no arch of the class has these constructor arguments, the arch is the one with the shortest name at the same
@@ -73,11 +75,15 @@ def find_arch(cls: type[nn.Module], arguments: Mapping[str, Any], ignore: tuple[
         cls: the class.
         arguments: constructor arguments, all of them or those that are known.
         ignore: arguments that do not change the network.
+        complete: whether a missing argument is one that the class sets itself, and not an unknown value. An arch that
+            sets it is then another network.
     """
     infos = [info for info in map(networks.get, networks.names()) if info.model_class is cls]
     infos.sort(key=lambda info: (len(info.arch), info.arch))
     defaults = {name: parameter.default for name, parameter in constructor_parameters(cls).items()}
     relevant = {name: to_tuples(value) for name, value in arguments.items() if name not in ignore}
+    if complete:
+        infos = [info for info in infos if info.model_args.keys() <= arguments.keys()]
     for info in infos:
         own = {**defaults, **info.model_args}
         if all(name in own and own[name] == value for name, value in relevant.items()):

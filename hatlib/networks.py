@@ -228,7 +228,10 @@ def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
     if tag:
         kwargs.setdefault("pretrained_cfg", tag)
-    return info.entry_point(pretrained=pretrained, **kwargs)
+    model = info.entry_point(pretrained=pretrained, **kwargs)
+    if (found := getattr(model, "upscale", info.scale)) != info.scale:
+        raise HatlibError(f"The entry point {info.arch} returned a network of scale {found}, not {info.scale}.")
+    return model
 
 
 def build_saved(arch: str, saved: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> nn.Module:
@@ -252,7 +255,8 @@ def build_saved(arch: str, saved: Mapping[str, Any], overrides: Mapping[str, Any
     arguments = {**info.model_args, **arguments}
     check_arguments(info, arguments)
     trained = {**info.model_args, **saved}
-    if "mean" not in overrides and arguments.get("in_chans", 3) != trained.get("in_chans", 3):
+    has_mean = info.model_class is not None and "mean" in constructor_parameters(info.model_class)
+    if has_mean and "mean" not in overrides and arguments.get("in_chans", 3) != trained.get("in_chans", 3):
         arguments["mean"] = None  # the saved mean has one value per saved channel
     try:
         model = info.model_class(**{name: to_tuples(value) for name, value in arguments.items()})

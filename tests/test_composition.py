@@ -367,3 +367,64 @@ def test_options_with_layers_are_saved_and_copied(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = HAT.from_pretrained(tmp_path)
     assert isinstance(loaded.layers[0].residual_group.blocks[0].attn.norm, nn.RMSNorm)
+
+
+def test_saved_models_keep_the_arch_that_they_are(monkeypatch, tmp_path):
+    """An arch that sets an argument which the saved arguments lack is another network."""
+
+    class Ranged(RestorationModel):
+        def __init__(self, upscale=2, dim=8, **common):
+            super().__init__(upscale, dim, **{"img_range": 255.0, **common})
+            self.layers = nn.ModuleList([nn.Identity()])
+
+    monkeypatch.setattr(networks.networks, "_parts", dict(networks.networks._parts))
+
+    @hatlib.register_model(Ranged, dict(img_range=1.0))
+    def rr_x2(pretrained=False, **kwargs):
+        return hatlib.models.build_model("rr_x2", pretrained, **kwargs)
+
+    @hatlib.register_model(Ranged)
+    def rr_base_x2(pretrained=False, **kwargs):
+        return hatlib.models.build_model("rr_base_x2", pretrained, **kwargs)
+
+    model = hatlib.create_model("rr_base_x2")
+    model.save_pretrained(tmp_path)
+    assert model.config["architecture"] == "rr_base_x2"
+    assert hatlib.load(tmp_path).img_range == 255.0
+
+
+def test_a_network_from_pretrained_model_alone(tmp_path):
+    model = Inner()
+    model.save_pretrained(tmp_path)
+    assert model.published_state_dict().keys() == model.state_dict().keys()
+    assert hatlib.checkpoint.load_weights(Inner(), tmp_path / "model.safetensors").complete
+    model.gradient_checkpointing_disable()
+    with pytest.raises(HatlibError, match="Inner does not support gradient checkpointing"):
+        model.gradient_checkpointing_enable()
+    with pytest.raises(HatlibError, match="has no head that upscale= could replace"):
+        Inner.from_pretrained(tmp_path, upscale=4)
+
+
+def test_pretrained_weights_of_another_network():
+    with pytest.raises(HatlibError, match="does not fit HAT"):
+        hatlib.create_model("hat_t_x4", pretrained=True, attn_layer="mean")
+
+
+def test_a_head_of_another_shape():
+    class Small(blocks.Head):
+        def forward(self, x):
+            return x[:, :1]
+
+    with pytest.raises(HatlibError, match="The head Small returned"):
+        tiny(upsampler=Small)(torch.rand(1, 3, 5, 6))
+
+
+def test_an_entry_point_of_another_scale(monkeypatch):
+    monkeypatch.setattr(networks.networks, "_parts", dict(networks.networks._parts))
+
+    @hatlib.register_model(HAT)
+    def copied_x4(pretrained=False, **kwargs):
+        return hatlib.models.build_model("hat_t_x2", pretrained, **kwargs)
+
+    with pytest.raises(HatlibError, match="copied_x4 returned a network of scale 2, not 4"):
+        hatlib.create_model("copied_x4")

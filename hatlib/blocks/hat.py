@@ -75,7 +75,7 @@ class HAB(nn.Module):
         drop_path: stochastic depth of the attention and the MLP; the CAB is never dropped.
         attn_layer: the attention: a registered name, `{name: options}`, or a class (see `register_attention`).
             `qkv_bias`, `qk_scale` and `attn_drop` belong to the built-in 'window'.
-        conv_layer: called with `dim` in place of CAB; a module of (B, C, H, W).
+        conv_layer: called with `dim` in place of CAB; a module of (B, C, H, W) that does not write to its input.
         mlp_layer: called as timm's `Mlp`: (dim, hidden width, act_layer=, drop=); a module of (B, H, W, C).
         act_layer: activation of the MLP, a class or a name of timm.
         norm_layer: called with `dim`, a class or a name of timm.

@@ -94,11 +94,34 @@ class PretrainedModel(nn.Module):
 
     def arch_of(self, arguments: Mapping[str, Any]) -> tuple[str, bool]:
         """The registered arch to build this network with, and whether it is that arch without changes."""
-        arch, same = find_arch(type(self), arguments, self.training_only_args)
+        arch, same = find_arch(type(self), arguments, self.training_only_args, complete=True)
         if not same and (own := (getattr(self, "pretrained_cfg", None) or {}).get("architecture")):
             fits = arch == "" or own.endswith(f"_x{arguments.get('upscale')}")
             return (own if fits else arch), False
         return arch, same
+
+    @classmethod
+    def convert_state_dict(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Converts weights in a published key layout of the family to our layout."""
+        return state_dict
+
+    @classmethod
+    def infer_from_layout(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Arguments of `unrecoverable_args` that shapes cannot reveal but a published layout does."""
+        return {}
+
+    def published_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The model's weights, or the given ones in our layout, in the published layout."""
+        return self.state_dict() if state_dict is None else state_dict
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades time for memory in training; a network that supports gradient checkpointing overrides it.
+
+        Raises:
+            HatlibError: if the network does not support it.
+        """
+        if enable:
+            raise HatlibError(f"{type(self).__name__} does not support gradient checkpointing; leave it out.")
 
     def num_parameters(self, only_trainable: bool = False) -> int:
         """Number of parameters."""

@@ -63,7 +63,9 @@ def adapt_channels(
         return _adapt_first(model, dict(state_dict), trained_in, source_mean)
     # A pixel shuffle right after the convolution takes several rows per channel.
     rows = model.get_submodule(last).out_channels // model.out_chans
-    trained_out = state_dict[f"{last}.weight"].shape[0] // rows
+    trained_out, rest = divmod(state_dict[f"{last}.weight"].shape[0], rows)
+    if rest or not trained_out:  # a head with the same names, but of another kind
+        return _adapt_first(model, dict(state_dict), trained_in, source_mean)
     if (trained_in, trained_out) == (model.in_chans, model.out_chans):
         return state_dict, None
     trained_mean = torch.tensor(source_mean or default_mean(trained_in), dtype=torch.float64)

@@ -1,6 +1,6 @@
 """Base classes of the networks: range, padding and cropping of images; stem, groups, tail and head; timm's protocol."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -107,20 +107,6 @@ class ImageModel(PretrainedModel):
         y = y / self.img_range
         return y + self.mean if self.in_chans == self.out_chans else y
 
-    @classmethod
-    def convert_state_dict(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Converts weights in a published key layout of the family to our layout."""
-        return state_dict
-
-    @classmethod
-    def infer_from_layout(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Arguments of `unrecoverable_args` that shapes cannot reveal but a published layout does."""
-        return {}
-
-    def published_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The model's weights, or the given ones in our layout, in the published layout."""
-        return self.state_dict() if state_dict is None else state_dict
-
 
 class RestorationModel(TimmProtocol, ImageModel):
     """Stem, groups, tail and head: head(conv_after_body(layers(conv_first(x))) + conv_first(x)).
@@ -192,6 +178,8 @@ class RestorationModel(TimmProtocol, ImageModel):
     def post_init(self) -> None:
         super().post_init()
         name = type(self).__name__
+        if self.layout not in ("NCHW", "NHWC"):
+            raise HatlibError(f"layout={self.layout!r} of {name} is not known; it is 'NCHW' or 'NHWC'.")
         built = self.__dict__.pop("_built")  # the parts of the head, as `reset_upsampler` added them
         if taken := [part for part in built if getattr(self, part, None) is not built[part]]:
             raise HatlibError(f"{name} sets {taken[0]!r}, a name of its head {type(self.head).__name__}; rename it.")
@@ -243,6 +231,9 @@ class RestorationModel(TimmProtocol, ImageModel):
     def run_head(self, features: Tensor, x: Tensor) -> Tensor:
         """From the features of a prepared image x to the output, still normalized."""
         y = self.forward_head(features)
+        expected = (self.out_chans, features.shape[2] * self.upscale, features.shape[3] * self.upscale)
+        if not torch.compiler.is_compiling() and tuple(y.shape[1:]) != expected:
+            raise HatlibError(f"The head {type(self.head).__name__} returned {tuple(y.shape)}, not (B, *{expected}).")
         return y + x if self.head.residual and self.in_chans == self.out_chans else y
 
     def forward_head(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 from timm.models import build_model_with_cfg
 
-from hatlib.checkpoint import unwrap_state_dict
+from hatlib.checkpoint import check_fit, unwrap_state_dict
 from hatlib.errors import HatlibError
 from hatlib.models.base import ImageModel
 from hatlib.networks import CLASSIFIER_OPTIONS, Weights, check_arguments, list_models, model_info
@@ -56,7 +56,9 @@ def build_model(arch: str, pretrained: bool = False, **kwargs: Any) -> Any:
     source_args = kwargs.get("pretrained_model_args") or {}
     if "pretrained_model_args" not in _BUILDER_OPTIONS:
         kwargs.pop("pretrained_model_args", None)
-    if kwargs.get("in_chans", 3) != source_args.get("in_chans", 3) and kwargs.get("mean") == source_args.get("mean"):
+    has_mean = "mean" in constructor_parameters(info.model_class)
+    other_channels = kwargs.get("in_chans", 3) != source_args.get("in_chans", 3)
+    if has_mean and other_channels and kwargs.get("mean") == source_args.get("mean"):
         kwargs["mean"] = None  # it has one value per saved channel; the mean that belongs to the weights follows
 
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
@@ -87,6 +89,7 @@ def _to_model(checkpoint: dict[str, Any], model: ImageModel) -> dict[str, Any]:
     if hasattr(model, "adapt_state_dict"):
         source_args = getattr(model, "pretrained_model_args", None) or {}
         state_dict, mean = model.adapt_state_dict(state_dict, source_args.get("mean"))
+        check_fit(model, state_dict, "pretrained weights")
         if mean is not None:
             model.set_mean(mean)
     return state_dict
