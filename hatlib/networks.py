@@ -92,7 +92,7 @@ class ModelInfo:
         entry_point: the registered function.
         weights: what `pretrained=True` loads, or None.
         tags: all published weights of the arch, the default first.
-        model_class: the class that the entry point builds, or None if the decorator was not told.
+        model_class: the class that the entry point builds, or None if the decorator got no class.
         model_args: constructor arguments that make the arch.
     """
 

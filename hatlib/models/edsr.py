@@ -101,7 +101,7 @@ class EDSR(ConvModel):
 
 @register_detector(EDSR)
 def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The arguments of `EDSR` that weights tell, in any of the layouts; None for other networks' weights."""
+    """Returns the arguments of `EDSR` that weights in any layout reveal, or None for weights of another network."""
     ours = EDSR.keys.read(state_dict)
     needed = ("conv_first", "layers.0.conv1", "layers.0.conv2", "conv_after_body")
     if not all(f"{name}.weight" in ours for name in needed) or ours["conv_first.weight"].shape[-1] != 3:

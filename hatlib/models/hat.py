@@ -193,7 +193,7 @@ class HAT(WindowModel):
 
 @register_detector(HAT)
 def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The arguments of `HAT` that weights tell, in the published layout or ours; None for other networks' weights."""
+    """Returns the arguments of `HAT` that weights in either layout reveal, or None for weights of another network."""
     group, block = "layers.0.residual_group", "layers.0.residual_group.blocks.0"
     needed = ("conv_first.weight", f"{block}.conv_block.cab.0.weight", f"{group}.overlap_attn.qkv.weight")
     if not all(name in state_dict for name in needed):

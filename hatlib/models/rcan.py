@@ -119,7 +119,7 @@ class RCAN(ConvModel):
 
 @register_detector(RCAN)
 def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The arguments of `RCAN` that weights tell, in any of the layouts; None for other networks' weights."""
+    """Returns the arguments of `RCAN` that weights in any layout reveal, or None for weights of another network."""
     ours = RCAN.keys.read(state_dict)
     squeeze = "layers.0.residual_group.blocks.0.rcab.3.attention.1.weight"
     needed = ("conv_first.weight", "conv_after_body.weight", "layers.0.conv.weight", squeeze)
