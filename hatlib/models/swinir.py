@@ -178,7 +178,7 @@ class SwinIR(WindowModel):
 
 @register_detector(SwinIR)
 def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """Returns the arguments of `SwinIR` that weights in either layout reveal, or None for weights of another network."""
+    """Returns the arguments of `SwinIR` that weights in either layout reveal, or None for other networks."""
     block = "layers.0.residual_group.blocks.0"
     needed = ("conv_first.weight", f"{block}.attn.qkv.weight", f"{block}.attn.relative_position_bias_table")
     others = (f"{block}.conv_block.cab.0.weight", "layers.0.residual_group.overlap_attn.qkv.weight")
